@@ -1,0 +1,1 @@
+"""Measurements of models on held-out text, offline."""

@@ -1,0 +1,1 @@
+"""From checkpoint to where it is used."""

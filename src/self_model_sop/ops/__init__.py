@@ -1,0 +1,1 @@
+"""Verbs around the stages: run, init, config, runs, doctor."""

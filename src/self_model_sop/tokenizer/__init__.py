@@ -1,0 +1,1 @@
+"""Vocabulary expansion: append-only, measured, checked on the reloaded files."""

@@ -1,0 +1,1 @@
+"""Rendering, masks, batches, trainers, checkpoints, merge."""

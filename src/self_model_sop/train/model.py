@@ -1,0 +1,42 @@
+"""Loading tokenizers and models: safetensors only, no remote code, dtype named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import SopError
+
+Kind = Literal["causal", "masked", "seq2seq"]
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """A fast tokenizer from a local folder (or a hub id, through the cache).
+
+    Raises:
+        SopError: where the folder holds no tokenizer that loads without remote code.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        what = f"no tokenizer loads from here: {str(error).splitlines()[0]}"
+        raise SopError(what, where=str(source), fix="point to a folder with tokenizer.json, or a hub id that exists") from error
+
+
+def load_model(source: str | Path, *, kind: Kind = "causal", dtype: str = "float32", **options: Any) -> Any:
+    """A model in eval mode. `dtype` is a torch dtype name or `auto` (the checkpoint's); pickled weights are refused.
+
+    Raises:
+        SopError: where no safetensors weights load.
+    """
+    import transformers
+
+    auto = {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM, "seq2seq": transformers.AutoModelForSeq2SeqLM}[kind]
+    try:
+        model = auto.from_pretrained(str(source), dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        what = f"no {kind} model loads from here: {str(error).splitlines()[0]}"
+        raise SopError(what, where=str(source), fix="weights must be safetensors; convert .bin/.pt files first") from error
+    return model.eval()
