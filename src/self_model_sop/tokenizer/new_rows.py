@@ -1,0 +1,240 @@
+"""Values for the rows of new tokens, out of the rows of the pieces that the base tokenizer wrote them in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import DATA, SopError
+
+Weighting = Literal["mean", "last", "first"]
+Init = Literal["random", "library", "mean_of_pieces", "weighted", "count_bias"]
+_RIDGE = 1e-2  # share of the mean variance that is added to the diagonal
+
+
+def read_plan(path: Path | None) -> dict[int, dict[str, Any]]:
+    """The rows of `plan.jsonl` by token id; empty where there is none."""
+    if path is None or not path.is_file():
+        return {}
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
+    return {row["id"]: row for row in rows}
+
+
+def pieces_of(base: Any, extended: Any, ids: Iterable[int], plan: Mapping[int, Mapping[str, Any]]) -> list[list[int]]:
+    """For each new id, the base tokenizer's ids of the same bytes: as the plan says, else computed here.
+
+    Raises:
+        SopError: where a piece is no token of the base tokenizer.
+    """
+    added, model = extended.added_tokens_decoder, base.backend_tokenizer.model
+    whole_text = type(model).__name__ == "WordPiece"
+    out, rows = [], len(base)
+    for i in ids:
+        row = plan.get(i)
+        token = extended.convert_ids_to_tokens(i)
+        if row and row.get("pieces"):
+            pieces = [int(p) for p in row["pieces"]]
+        elif i in added or whole_text:
+            pieces = list(base(added[i].content if i in added else token.removeprefix("##"), add_special_tokens=False)["input_ids"])
+        else:
+            pieces = [t.id for t in model.tokenize(token)]
+        if any(not 0 <= p < rows for p in pieces):
+            what = f"new token {i} ({token!r}) is written in ids that the base tokenizer does not have: {pieces}"
+            raise SopError(what, fix="extend and resize with the same base tokenizer", code=DATA)
+        out.append(pieces)
+    return out
+
+
+# --- mixing rows --------------------------------------------------------------------------------------------------------------------------
+
+
+def mix(table: Any, pieces: Sequence[Sequence[int]], weighting: Weighting) -> Any:
+    """Weighted means of rows, fp32 `[len(pieces), width]`.
+
+    `mean`: all pieces alike; `last`: piece k of n has weight k (the reader has just seen the end of the token);
+    `first`: the first piece alone (the writer decides on the beginning). A token without pieces gets the mean of all rows.
+    """
+    import torch
+
+    out = torch.empty(len(pieces), table.shape[1], dtype=torch.float32)
+    everything = None
+    for i, ids in enumerate(pieces):
+        if not ids:
+            everything = table.float().mean(0) if everything is None else everything
+            out[i] = everything
+            continue
+        rows = table[list(ids)].float()
+        if weighting == "mean":
+            out[i] = rows.mean(0)
+        elif weighting == "first":
+            out[i] = rows[0]
+        else:
+            weights = torch.arange(1, len(ids) + 1, dtype=torch.float32)
+            out[i] = (weights / weights.sum()) @ rows
+    return out
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Rows of the new tokens: input `[new, width]`, output `[new, width]` (None where tied), output bias `[new]` (None where there is none)."""
+
+    input: Any
+    output: Any
+    bias: Any
+
+
+_WEIGHTINGS: dict[str, tuple[Weighting, Weighting]] = {"mean_of_pieces": ("mean", "mean"), "weighted": ("last", "first"), "count_bias": ("last", "first")}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The old rows of a model, `[old, width]`; `output` is None where tied, `bias` `[old, 1]` None where the output layer has none."""
+
+    input: Any
+    output: Any
+    bias: Any
+    scale: float
+
+    @classmethod
+    def of(cls, model: Any, old: int) -> Tables:
+        table, head = model.get_input_embeddings().weight.detach(), model.get_output_embeddings()
+        tied = head is None or head.weight.data_ptr() == table.data_ptr()
+        bias = getattr(head, "bias", None)
+        scale = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+        return cls(table[:old], None if tied else head.weight.detach()[:old], None if bias is None else bias.detach()[:old, None], scale)
+
+
+def plain_rows(tables: Tables, n: int, init: Literal["random", "library"], seed: int) -> NewRows:
+    """Rows that know nothing of the token: N(0, initializer_range), or the mean of all rows (the library's default but for its noise of 1e-9)."""
+    import torch
+
+    source = torch.Generator().manual_seed(seed)
+
+    def rows(table: Any) -> Any:
+        if table is None:
+            return None
+        return torch.randn(n, table.shape[1], generator=source) * tables.scale if init == "random" else table.float().mean(0).expand(n, -1)
+
+    bias = None if tables.bias is None else torch.zeros(n) if init == "random" else tables.bias.float().mean().expand(n)
+    return NewRows(rows(tables.input), rows(tables.output), bias)
+
+
+def mixed_rows(tables: Tables, pieces: Sequence[Sequence[int]], init: Literal["mean_of_pieces", "weighted", "count_bias"]) -> NewRows:
+    """Rows out of the rows of the pieces; the count bias itself is added by `add_count_bias`.
+
+    A tied row is read and predicted with: of the measured choices the plain mean serves both best, and the count bias leaves it so.
+    """
+    to_read, to_write = _WEIGHTINGS[init]
+    if tables.output is None and init == "count_bias":
+        to_read = "mean"
+    output = None if tables.output is None else mix(tables.output, pieces, to_write)
+    return NewRows(mix(tables.input, pieces, to_read), output, None if tables.bias is None else mix(tables.bias, pieces, to_write)[:, 0])
+
+
+def add_count_bias(rows: NewRows, pieces: Sequence[Sequence[int]], counts: Counts, strength: float, direction: Any) -> NewRows:
+    """Make a token as much less likely than its first piece as it is rarer: on the output bias, else along `direction` of the output rows.
+
+    Args:
+        strength: factor of log(uses of the token / uses of its first piece); 0.5 was best on held-out text.
+        direction: `[width]`, u with u.h about 1 for the states that the output layer sees; not used where there is an output bias.
+    """
+    import torch
+
+    shift = strength * torch.tensor(counts.log_ratios(pieces), dtype=torch.float32)
+    if rows.bias is not None:
+        return NewRows(rows.input, rows.output, rows.bias + shift)
+    moved = shift[:, None] * direction.float()
+    return NewRows(rows.input + moved, None, None) if rows.output is None else NewRows(rows.input, rows.output + moved, None)
+
+
+# --- count bias ---------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Uses of each new token (in order) in extended text, and of each base id in base text."""
+
+    new: Sequence[int]
+    base: Mapping[int, int]
+
+    def log_ratios(self, pieces: Sequence[Sequence[int]]) -> list[float]:
+        """b_t = log(uses of t / uses of its first piece): how much rarer the token is than what it begins with; 0 where nothing is known."""
+        out = []
+        for uses, ids in zip(self.new, pieces, strict=True):
+            first = self.base.get(ids[0], 0) if ids else 0
+            out.append(min(0.0, math.log((uses + 0.5) / (first + 0.5))) if first else 0.0)
+        return out
+
+
+def count_text(base: Any, extended: Any, ids: range, texts: Iterable[str]) -> Counts:
+    """Count uses in a text: of new ids as the extended tokenizer writes it, of base ids as the base tokenizer writes it."""
+    new: Counter[int] = Counter()
+    old: Counter[int] = Counter()
+    for batch in _batches(texts, 512):
+        for encoded in extended(batch, add_special_tokens=False)["input_ids"]:
+            new.update(i for i in encoded if i in ids)
+        for encoded in base(batch, add_special_tokens=False)["input_ids"]:
+            old.update(encoded)
+    return Counts([new[i] for i in ids], old)
+
+
+def count_plan(plan: Mapping[int, Mapping[str, Any]], ids: range, pieces: Sequence[Sequence[int]]) -> Counts:
+    """Without a text: the plan's training counts; a first piece counts as often as the new tokens that begin with it."""
+    new = [int(plan.get(i, {}).get("train_count", 0)) for i in ids]
+    first: Counter[int] = Counter()
+    for uses, of in zip(new, pieces, strict=True):
+        if of:
+            first[of[0]] += uses
+    return Counts(new, first)
+
+
+def output_direction(model: Any, tokenizer: Any, texts: Sequence[str], *, max_tokens: int = 8192, length: int = 128) -> Any:
+    """u `[width]` with u.h about 1 for the states h before the output layer: ridge regression of 1 on the states of `texts`."""
+    import torch
+
+    width = model.get_output_embeddings().weight.shape[1]
+    gram, total, seen = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64), 0
+    states: list[Any] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: states.append(args[0].detach()))
+    try:
+        with torch.inference_mode():
+            for ids in _chunks(tokenizer, texts, length):
+                model(input_ids=torch.tensor([ids], device=model.device), **_decoder(model, ids))
+                h = states.pop().reshape(-1, width).double().cpu()
+                gram, total, seen = gram + h.T @ h, total + h.sum(0), seen + len(h)
+                if seen >= max_tokens:
+                    break
+    finally:
+        hook.remove()
+    if not seen:
+        raise SopError("no text to fit the count bias on", fix="run the corpus stage first, or choose resize.init=weighted", code=DATA)
+    gram.diagonal().add_(_RIDGE * gram.trace() / width)
+    return torch.linalg.solve(gram, total).float()
+
+
+def _decoder(model: Any, ids: list[int]) -> dict[str, Any]:
+    import torch
+
+    return {"decoder_input_ids": torch.tensor([ids], device=model.device)} if model.config.is_encoder_decoder else {}
+
+
+def _chunks(tokenizer: Any, texts: Iterable[str], length: int) -> Iterator[list[int]]:
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        yield from (ids[i : i + length] for i in range(0, len(ids), length))
+
+
+def _batches(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
