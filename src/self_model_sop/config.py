@@ -46,6 +46,7 @@ def option(
     cosmetic: bool = False,
     check: str = "",
     factory: Any = dataclasses.MISSING,
+    keys: Mapping[str, str] | None = None,
 ) -> Any:
     """A config field.
 
@@ -57,8 +58,9 @@ def option(
         cosmetic: does not change the result (workers, progress, tracker), so it is no part of the fingerprint.
         check: `module:function` called with the value (a dict) and answering [(sub key, what is wrong, fix)]; imported only when a config is loaded.
         factory: default factory for mutable or nested defaults.
+        keys: for a free map, the role of single keys in it: a path role, or `cosmetic`.
     """
-    metadata = {"help": help, "flag": flag, "path": path, "cosmetic": cosmetic, "check": check}
+    metadata = {"help": help, "flag": flag, "path": path, "cosmetic": cosmetic, "check": check, "keys": dict(keys or {})}
     if factory is not dataclasses.MISSING:
         return field(default_factory=factory, metadata=metadata)
     if default is dataclasses.MISSING:
@@ -103,8 +105,12 @@ def parse_override(text: str) -> Setting:
     return Setting(key, value, f"command line ({key}=...)", Path.cwd())
 
 
-def load(cls: type[T], path: Path | None, settings: Sequence[Setting] = (), *, check_paths: bool = True) -> Loaded[T]:
+def load(cls: type[T], path: Path | None, settings: Sequence[Setting] = (), *, check_paths: bool = True, pending: Sequence[Path] = ()) -> Loaded[T]:
     """Read `path` into `cls`, lay `settings` over it, and validate everything at once.
+
+    Args:
+        check_paths: input paths must exist.
+        pending: folders that earlier stages of a pipeline will fill: paths in them need not exist yet.
 
     Raises:
         ConfigError: with every problem found.
@@ -125,7 +131,7 @@ def load(cls: type[T], path: Path | None, settings: Sequence[Setting] = (), *, c
     config = _validate(cls, tree, problems)
     problems += _custom_checks(cls, tree)
     if check_paths:
-        problems += _missing_paths(cls, tree)
+        problems += _missing_paths(cls, tree, pending)
     if problems or config is None:
         raise ConfigError(_in_order(problems))
     return Loaded(config, tree, path, root)
@@ -161,6 +167,11 @@ def nested(hint: Any) -> type | None:
     return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
 
 
+def _element(hint: Any) -> type | None:
+    """The dataclass that a `tuple[X, ...]` holds, or None."""
+    return next((n for a in typing.get_args(hint) if (n := nested(a))), None) if typing.get_origin(hint) is tuple else None
+
+
 def fields(cls: type, prefix: Loc = ()) -> Iterator[tuple[Loc, dataclasses.Field[Any], Any]]:
     """Every leaf field of a config class: (location, field, type hint); nested dataclasses are entered."""
     hints = typing.get_type_hints(cls)
@@ -172,9 +183,16 @@ def fields(cls: type, prefix: Loc = ()) -> Iterator[tuple[Loc, dataclasses.Field
             yield (*prefix, f.name), f, hints[f.name]
 
 
-def _resolve_paths(cls: type, tree: Tree, base: Path) -> None:
+def _paths(cls: type) -> Iterator[tuple[Loc, Any]]:
+    """(location, role) of every path; those named inside free maps too."""
     for loc, f, _ in fields(cls):
-        role, value = f.metadata.get("path"), tree.get(loc)
+        yield loc, f.metadata.get("path")
+        yield from (((*loc, key), role) for key, role in f.metadata.get("keys", {}).items() if role != "cosmetic")
+
+
+def _resolve_paths(cls: type, tree: Tree, base: Path) -> None:
+    for loc, role in _paths(cls):
+        value = tree.get(loc)
         if not role or value is None:
             continue
         new = [_absolute(v, role, base) for v in value] if isinstance(value, list) else _absolute(value, role, base)
@@ -205,13 +223,13 @@ def _is_path_like(name: str) -> bool:
     return name.startswith(("./", "../", "/", "~")) or name.count("/") > 1
 
 
-def _missing_paths(cls: type, tree: Tree) -> Iterator[Problem]:
-    for loc, f, _ in fields(cls):
-        role, value = f.metadata.get("path"), tree.get(loc)
+def _missing_paths(cls: type, tree: Tree, pending: Sequence[Path]) -> Iterator[Problem]:
+    for loc, role in _paths(cls):
+        value = tree.get(loc)
         if role not in ("input", "model"):
             continue
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str) and item.startswith("/") and not Path(item).exists():
+            if isinstance(item, str) and item.startswith("/") and not Path(item).exists() and not any(Path(item).is_relative_to(p) for p in pending):
                 parent = Path(item).parent
                 near = difflib.get_close_matches(Path(item).name, [p.name for p in parent.iterdir()] if parent.is_dir() else [], 1)
                 what = f"{'.'.join(map(str, loc))}: no such file or folder: {display(Path(item))}"
@@ -225,7 +243,8 @@ def _secrets(tree: Tree) -> Iterator[Problem]:
         dotted = ".".join(map(str, loc))
         if looks_secret(dotted, value):
             variable = environment_variable_for(dotted, value)
-            yield Problem(tree.where(loc), f"{dotted}: a secret must not be in a config file (value not shown)", f"remove it, revoke it if it was shared, and set {variable} in the environment")
+            fix = f"remove it, revoke it if it was shared, and set {variable} in the environment"
+            yield Problem(tree.where(loc), f"{dotted}: a secret must not be in a config file (value not shown)", fix)
 
     yield from walk((), tree.data)
 
@@ -247,7 +266,7 @@ def _forbid_extra(cls: type) -> None:
     """pydantic reads this attribute; set here so that config classes stay plain dataclasses."""
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     for hint in typing.get_type_hints(cls).values():
-        inner = nested(hint)
+        inner = nested(hint) or _element(hint)
         if inner and "__pydantic_config__" not in vars(inner):
             _forbid_extra(inner)
 
@@ -315,7 +334,10 @@ def _real_loc(tree: Tree, loc: Loc, *, missing: bool) -> Loc:
 
 def _names_at(cls: type, loc: Loc) -> list[str]:
     for part in loc:
-        inner = nested(typing.get_type_hints(cls).get(str(part)))
+        if isinstance(part, int):
+            continue
+        hint = typing.get_type_hints(cls).get(str(part))
+        inner = nested(hint) or _element(hint)
         if inner is None:
             return []
         cls = inner
@@ -349,7 +371,8 @@ def comparable(config: Any, uses: Sequence[str] | None = None) -> dict[str, Any]
         role = f.metadata.get("path")
         if role in ("input", "output") or (role == "model" and isinstance(value, str) and value.startswith("/")):
             continue
-        out[".".join(map(str, loc))] = plain(value)
+        left_out = f.metadata.get("keys", {})
+        out[".".join(map(str, loc))] = {k: v for k, v in plain(value).items() if k not in left_out} if left_out else plain(value)
     return out
 
 
