@@ -92,8 +92,14 @@ class Stage(Generic[C]):
     next: Callable[[C], str] = lambda config: ""
     resumable: bool = False
 
-    def run(self, config: C, *, overwrite: bool = False, pipeline: str | None = None) -> Artifact:
+    def run(self, config: C, *, overwrite: bool = False, pipeline: str | None = None, again: bool = False) -> Artifact:
         """Do the stage (or find it up to date). Callable from Python; argv and process state play no part.
+
+        Args:
+            config: a validated config.
+            overwrite: replace an artifact made with other settings.
+            pipeline: name of the pipeline that runs it; artifacts that name the same pipeline are replaced without `overwrite`.
+            again: do it also where it is up to date (implies `overwrite`).
 
         Raises:
             SopError: with the exit code of the process.
@@ -102,17 +108,31 @@ class Stage(Generic[C]):
         try:
             target.folder.mkdir(parents=True, exist_ok=True)
             with artifact.lock(target):
-                return self._locked(config, target, overwrite, pipeline)
+                return self._locked(config, target, overwrite or again, pipeline, again)
         except OSError as error:
             raise errors.from_os_error(error) from error
 
-    def _locked(self, config: C, target: Target, overwrite: bool, pipeline: str | None) -> Artifact:
+    def why(self, config: C) -> str:
+        """Why `run` would do something, without touching anything; empty where the artifact is up to date."""
+        target = self.output(config)
+        old = artifact.read_manifest(target.manifest)
+        if old is None:
+            return "not there yet"
+        inputs = self._hash_inputs(config, old)
+        if old.get("fingerprint") == self._fingerprint(comparable(config, self.uses), inputs):
+            return "; ".join(artifact.differences(target, old)[:5])
+        return "; ".join(self._changed(old, comparable(config, self.uses), inputs)[:5]) or "made differently"
+
+    def _fingerprint(self, settings: dict[str, Any], inputs: Mapping[str, Any]) -> str:
+        return fingerprint_of({"stage": self.name, "code": {"stage": self.version}, "config": settings, "inputs": inputs})
+
+    def _locked(self, config: C, target: Target, overwrite: bool, pipeline: str | None, again: bool) -> Artifact:
         old = artifact.read_manifest(target.manifest)
         inputs = self._hash_inputs(config, old)
         settings = comparable(config, self.uses)
-        fingerprint = artifact.sha256_json({"stage": self.name, "version": self.version, "config": settings, "inputs": {k: v["sha256"] for k, v in inputs.items()}})
+        fingerprint = self._fingerprint(settings, inputs)
         spared = artifact.sweep(target, keep=fingerprint)
-        if old and old.get("fingerprint") == fingerprint and not artifact.differences(target, old):
+        if old and not again and old.get("fingerprint") == fingerprint and not artifact.differences(target, old):
             return Artifact(target, old, skipped=True)
         if old and not overwrite and not (pipeline and old.get("pipeline") == pipeline):
             self._refuse(target, old, fingerprint, settings, inputs)
@@ -121,7 +141,7 @@ class Stage(Generic[C]):
         for path in spared:
             shutil.rmtree(path)
         work = target.work(fingerprint)
-        if work.exists() and not self.resumable:
+        if work.exists() and (again or not self.resumable):
             shutil.rmtree(work)
         work.mkdir(exist_ok=True)
         artifact.write_atomic(work / ".config.json", json.dumps(redact_tree(settings)))
@@ -132,6 +152,7 @@ class Stage(Generic[C]):
             "config": redact_tree(settings), "paths": redact_tree(plain(config)), "inputs": inputs, "stats": redact_tree(stats),
             "seed": getattr(config, "seed", None), "code": {"package": __version__, "stage": self.version}, "libraries": _library_versions(),
             "device": _device(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "seconds": round(time.perf_counter() - clock, 2),
+            "peak_memory_mib": peak_memory_mib(),
         }  # fmt: skip
         return Artifact(target, artifact.publish(target, work, manifest, overwrite=overwrite))
 
@@ -143,13 +164,29 @@ class Stage(Generic[C]):
         if old.get("fingerprint") == fingerprint:
             wrong = artifact.differences(target, old)
             raise SopError(f"its files no longer match its manifest: {'; '.join(wrong[:5])}", where=str(target), fix="pass --overwrite to make it again", code=errors.DATA)
-        changed = [*_changes(old.get("config", {}), redact_tree(settings)), *_input_changes(old.get("inputs", {}), inputs)]
-        if old.get("stage") != self.name:
-            changed = [f"stage: {old.get('stage')} -> {self.name}"]
-        elif old.get("code", {}).get("stage") != self.version:
-            changed.append(f"stage code version: {old.get('code', {}).get('stage')} -> {self.version}")
-        what = "an artifact made with other settings is here:\n  " + "\n  ".join(changed[:12])
+        what = "an artifact made with other settings is here:\n  " + "\n  ".join(self._changed(old, settings, inputs)[:12])
         raise SopError(what, where=str(target), fix="choose another output, or pass --overwrite to replace it")
+
+    def _changed(self, old: Mapping[str, Any], settings: dict[str, Any], inputs: Mapping[str, Any]) -> list[str]:
+        if old.get("stage") != self.name:
+            return [f"stage: {old.get('stage')} -> {self.name}"]
+        changed = [*_changes(old.get("config", {}), redact_tree(settings)), *_input_changes(old.get("inputs", {}), inputs)]
+        version = old.get("code", {}).get("stage")
+        return changed if version == self.version else [*changed, f"stage code version: {version} -> {self.version}"]
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """What decides an artifact's content: stage, its code version, the config without paths and cosmetic keys, and the hashes of the inputs."""
+    inputs = {name: entry["sha256"] for name, entry in manifest["inputs"].items()}
+    return artifact.sha256_json({"stage": manifest["stage"], "version": manifest["code"]["stage"], "config": manifest["config"], "inputs": inputs})
+
+
+def peak_memory_mib() -> int:
+    """The largest resident set of this process and of its children so far, MiB."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit >> 20
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -226,10 +263,16 @@ def report(stage: Stage[Any], config: Any, done: Artifact) -> None:
 def load_for(stage: Stage[C], path: Path | None, settings: Sequence[Setting], *, check_paths: bool = True) -> Loaded[C]:
     """Load the stage's config and run its preflight; all problems in one error."""
     loaded = load(stage.config, path, settings, check_paths=check_paths)
-    problems = [Problem(loaded.tree.where(tuple(key.split("."))), f"{key}: {what}" if key else what, fix) for key, what, fix in stage.preflight(loaded.config)]
+    problems = preflight_problems(stage, loaded)
     if problems:
         raise ConfigError(problems)
     return loaded
+
+
+def preflight_problems(stage: Stage[C], loaded: Loaded[C]) -> list[Problem]:
+    """What the stage's own preflight finds, each with the line of its key."""
+    found = stage.preflight(loaded.config)
+    return [Problem(loaded.tree.where(tuple(key.split("."))), f"{key}: {what}" if key else what, fix) for key, what, fix in found]
 
 
 def guarded(work: Callable[[], int]) -> int:

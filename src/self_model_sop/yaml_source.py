@@ -7,10 +7,10 @@ scalars are built, tags are refused, and size, depth and the expansion of aliase
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -96,20 +96,17 @@ class Tree:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
 
-
+_Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("int", r"^[-+]?(0|[1-9][0-9_]*)$", list("-+0123456789")),
-    ("float", r"^[-+]?((0|[1-9][0-9_]*)?\.[0-9]+|(0|[1-9][0-9_]*)\.?)([eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+    ("int", r"^[-+]?(0|[1-9](_?[0-9])*)$", list("-+0123456789")),
+    ("float", r"^[-+]?((0|[1-9](_?[0-9])*)?\.[0-9]+|(0|[1-9](_?[0-9])*)\.?)([eE][-+]?[0-9]+)?$", list("-+.0123456789")),
 ):
-    _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
-        f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first
-    )
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
-_SCALARS = {
+_SCALARS: dict[str, Callable[[str], Any]] = {
     "tag:yaml.org,2002:null": lambda text: None,
     "tag:yaml.org,2002:bool": lambda text: text.lower() == "true",
     "tag:yaml.org,2002:int": lambda text: int(text.replace("_", "")),
@@ -151,7 +148,11 @@ class _Builder:
         if node.tag.endswith(":int") and len(node.value) > 4000:
             self.bad(node, "a number of more than 4,000 digits")
             return None
-        return make(node.value)
+        value = make(node.value)
+        if value in (float("inf"), float("-inf")):
+            self.bad(node, f"{node.value} is too large for a number")
+            return None
+        return value
 
     def _map(self, node: yaml.MappingNode, loc: Loc) -> dict[str, Any]:
         out: dict[str, Any] = {}
