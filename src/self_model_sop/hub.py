@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import random
 import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from . import console
 from .config import option
+from .errors import DATA, NETWORK, USAGE, SopError, missing_extra
+
+T = TypeVar("T")
+MAX_RETRIES = 5
+PATIENCE = 60.0  # seconds after which no further retry begins; the client has retries of its own below ours
+_TRANSIENT = {408, 429, 500, 502, 503, 504}
+_LOCAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+_MIRROR = "try again later, set another huggingface.endpoint (for example https://hf-mirror.com) in config/model_config/config.yaml, or use --local_files_only"
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
+_MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +41,11 @@ class HubConfig:
         if self.trust_remote_code and not (self.revision and len(self.revision) == 40):
             raise ValueError("trust_remote_code needs `revision` pinned to a 40-digit commit")
 
+    @property
+    def cache(self) -> str | None:
+        """The client's cache of repositories below `cache_dir`."""
+        return str(self.cache_dir / "hub") if self.cache_dir else None
+
 
 def configure(config: Any) -> None:
     """Set the endpoint and the offline switch; must run before any hub library is imported."""
@@ -38,3 +58,146 @@ def configure(config: Any) -> None:
             if "huggingface_hub" in sys.modules:
                 raise RuntimeError(f"{name} must be set before huggingface_hub is imported")
             os.environ[name] = value
+
+
+# --- errors and patience --------------------------------------------------------------------------------------------------------------------
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error of the client, which often wraps it in another one."""
+    return next((code for e in _chain(error) if isinstance(code := getattr(getattr(e, "response", None), "status_code", None), int)), None)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {cls.__name__ for e in _chain(error) for cls in type(e).__mro__}
+
+
+def _is_network(error: BaseException) -> bool:
+    """True for errors of the hub client and its HTTP library; False for those of the disk and of our own code."""
+    if isinstance(error, OSError):
+        return error.errno not in _LOCAL_ERRNOS
+    return any(cls.__module__.startswith(("huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "modelscope")) for cls in type(error).__mro__)
+
+
+def _is_transient(error: BaseException) -> bool:
+    status = _status(error)
+    return status in _TRANSIENT if status is not None else not {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "HFValidationError"} & _kinds(error)
+
+
+def explain(error: BaseException, name: str, hub: HubConfig) -> SopError:
+    """Translate an error of the client: 401, gated, 403, 404, 429, 5xx, offline and no connection are told apart."""
+    status, kinds, where = _status(error), _kinds(error), hub.endpoint or os.environ.get("HF_ENDPOINT") or "the hub"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    cases: tuple[tuple[bool, str, str, int], ...] = (
+        ("GatedRepoError" in kinds, f"gated ({status}): its terms must be accepted first", "accept them on the repository's page, then set HF_TOKEN", NETWORK),
+        ("RevisionNotFoundError" in kinds, f"no such revision: {hub.revision or 'main'}", "check --revision (branch, tag or commit)", USAGE),
+        (status == 401, "401: it does not exist, or it is private and no valid token is set", "check the spelling; for a private repository set HF_TOKEN", NETWORK),
+        (status == 403, "403: this token may not read it", "give the token in HF_TOKEN read access to this repository", NETWORK),
+        (status == 404, f"404: no such repository or file at {where}", "check the spelling (owner/name); a local path must exist", USAGE),
+        (status == 429, f"429: {where} limits the rate of requests", f"wait a few minutes, set HF_TOKEN for a higher limit, or {_MIRROR}", NETWORK),
+        (status is not None and status >= 500, f"{status}: {where} has trouble; gave up after {MAX_RETRIES} retries", _MIRROR, NETWORK),
+        ("HFValidationError" in kinds, f"not a repository name: {reason}", "use owner/name, or a local path that exists", USAGE),
+        (_is_offline(kinds), "not in the local cache, and the network is switched off", "run once without --local_files_only (huggingface.offline: false)", NETWORK),
+    )
+    for holds, what, fix, code in cases:
+        if holds:
+            return SopError(what, where=name, fix=fix, code=code)
+    return SopError(f"cannot be fetched from {where}: {reason}", where=name, fix=_MIRROR, code=NETWORK)
+
+
+def _is_offline(kinds: set[str]) -> bool:
+    """The client refused to use the network, as opposed to having failed to."""
+    if "OfflineModeIsEnabled" in kinds:  # which is a ConnectionError itself
+        return True
+    return "LocalEntryNotFoundError" in kinds and not {"ConnectError", "ConnectionError", "TimeoutException", "HfHubHTTPError"} & kinds
+
+
+def patiently(work: Callable[[], T], name: str, hub: HubConfig) -> T:
+    """Do `work`, retrying what may pass (time-outs, resets, 408, 429, 5xx) at most five times with exponential back-off and jitter.
+
+    Raises:
+        SopError: what `explain` makes of the last error.
+    """
+    start, wait = time.monotonic(), 1.0
+    for attempt in range(MAX_RETRIES + 1):
+        try:
+            return work()
+        except Exception as error:
+            if isinstance(error, SopError) or not _is_network(error):
+                raise
+            if not _is_transient(error) or attempt == MAX_RETRIES or time.monotonic() - start > PATIENCE:
+                raise explain(error, name, hub) from error
+            pause = random.uniform(0.5, 1.0) * wait
+            console.note(f"{name}: {(str(error).strip() or type(error).__name__).splitlines()[0]}; retry {attempt + 1} of {MAX_RETRIES} in {pause:.1f} s")
+            time.sleep(pause)
+            wait = min(wait * 2, 16.0)
+    raise AssertionError("unreachable")
+
+
+# --- models -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a folder inside the client's cache (`.../snapshots/<commit>`), else None."""
+    return folder.name if folder.parent.name == "snapshots" and len(folder.name) == 40 else None
+
+
+def resolve_model(name: str | Path, hub: HubConfig, *, weights: bool = True) -> Path:
+    """The local folder of a model: the folder itself, or a snapshot of its configuration, tokenizer and safetensors files, pinned to one commit.
+
+    Pickled weights (`.bin`, `.pt`) are never downloaded; Python files only with `trust_remote_code`.
+
+    Args:
+        name: local folder or hub id.
+        hub: where and which revision.
+        weights: False leaves the weights out (for a tokenizer alone).
+
+    Raises:
+        SopError: where nothing is found, where only pickled weights are there, or where the network fails.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).exists():
+        raise SopError("this is a file; a model is a folder with config.json and *.safetensors", where=str(name))
+    return _modelscope_model(str(name), hub, weights) if hub.source == "modelscope" else _hf_model(str(name), hub, weights)
+
+
+def _patterns(hub: HubConfig, weights: bool) -> list[str]:
+    return [*_MODEL_FILES, *(["*.safetensors"] if weights else []), *(["*.py"] if hub.trust_remote_code else [])]
+
+
+def _hf_model(name: str, hub: HubConfig, weights: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    options: dict[str, Any] = {"cache_dir": hub.cache, "allow_patterns": _patterns(hub, weights), "ignore_patterns": ["*/*", "consolidated*"]}
+    if hub.offline:
+        return Path(patiently(lambda: snapshot_download(name, revision=hub.revision, local_files_only=True, **options), name, hub))
+    api = HfApi(endpoint=hub.endpoint)
+    info = patiently(lambda: api.model_info(name, revision=hub.revision), name, hub)
+    if weights:
+        refuse_pickled([s.rfilename for s in info.siblings or []], name)
+    return Path(patiently(lambda: snapshot_download(name, revision=info.sha, endpoint=hub.endpoint, **options), name, hub))
+
+
+def _modelscope_model(name: str, hub: HubConfig, weights: bool) -> Path:
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise missing_extra("modelscope", "modelscope") from None
+    options = {"revision": hub.revision, "cache_dir": hub.cache, "allow_patterns": _patterns(hub, weights), "local_files_only": hub.offline}
+    return Path(patiently(lambda: snapshot_download(name, **{k: v for k, v in options.items() if v is not None}), name, hub))
+
+
+def refuse_pickled(names: list[str], where: str) -> None:
+    """Refuse a model whose weights exist only in a format that can run code when it is loaded."""
+    top = [n for n in names if "/" not in n]
+    pickled = sorted(n for n in top if n.endswith(_PICKLED) and n != "training_args.bin")
+    if pickled and not any(n.endswith(".safetensors") for n in top):
+        fix = "convert to safetensors on a machine you trust (load with torch, then model.save_pretrained(folder)), or choose a revision that has *.safetensors"
+        raise SopError(f"its weights are pickled ({', '.join(pickled[:3])}), which can run code when loaded; refused", where=where, fix=fix, code=DATA)
