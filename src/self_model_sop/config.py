@@ -55,6 +55,7 @@ def option(
         help: one line, shown by --help and in the docs.
         flag: the documented command-line flag that sets it (`--trace`).
         path: `input` must exist; `output` is written; `model` is a local folder or a hub id. Paths never enter a fingerprint (their contents do).
+            On a map of names to paths it holds for each of them; the stage names its inputs after the keys.
         cosmetic: does not change the result (workers, progress, tracker), so it is no part of the fingerprint.
         check: `module:function` called with the value (a dict) and answering [(sub key, what is wrong, fix)]; imported only when a config is loaded.
         factory: default factory for mutable or nested defaults.
@@ -183,17 +184,23 @@ def fields(cls: type, prefix: Loc = ()) -> Iterator[tuple[Loc, dataclasses.Field
             yield (*prefix, f.name), f, hints[f.name]
 
 
-def _paths(cls: type) -> Iterator[tuple[Loc, Any]]:
+def paths(cls: type) -> Iterator[tuple[Loc, Any]]:
     """(location, role) of every path; those named inside free maps too."""
     for loc, f, _ in fields(cls):
         yield loc, f.metadata.get("path")
         yield from (((*loc, key), role) for key, role in f.metadata.get("keys", {}).items() if role != "cosmetic")
 
 
+def _named(tree: Tree, loc: Loc) -> list[Loc]:
+    """The location itself, or, for a map of names to paths, that of each of its paths."""
+    value = tree.get(loc)
+    return [(*loc, key) for key in value] if isinstance(value, dict) else [loc]
+
+
 def _resolve_paths(cls: type, tree: Tree, base: Path) -> None:
-    for loc, role in _paths(cls):
+    for loc, role in [(at, role) for loc, role in paths(cls) if role for at in _named(tree, loc)]:
         value = tree.get(loc)
-        if not role or value is None:
+        if value is None:
             continue
         new = [_absolute(v, role, base) for v in value] if isinstance(value, list) else _absolute(value, role, base)
         if new != value:
@@ -224,10 +231,8 @@ def _is_path_like(name: str) -> bool:
 
 
 def _missing_paths(cls: type, tree: Tree, pending: Sequence[Path]) -> Iterator[Problem]:
-    for loc, role in _paths(cls):
+    for loc, role in [(at, role) for loc, role in paths(cls) if role in ("input", "model") for at in _named(tree, loc)]:
         value = tree.get(loc)
-        if role not in ("input", "model"):
-            continue
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str) and item.startswith("/") and not Path(item).exists() and not any(Path(item).is_relative_to(p) for p in pending):
                 parent = Path(item).parent
@@ -371,6 +376,8 @@ def comparable(config: Any, uses: Sequence[str] | None = None) -> dict[str, Any]
         role = f.metadata.get("path")
         if role in ("input", "output") or (role == "model" and isinstance(value, str) and value.startswith("/")):
             continue
+        if role == "model" and isinstance(value, Mapping):
+            value = {k: v for k, v in value.items() if not v.startswith("/")}
         left_out = f.metadata.get("keys", {})
         out[".".join(map(str, loc))] = {k: v for k, v in plain(value).items() if k not in left_out} if left_out else plain(value)
     return out

@@ -1,0 +1,341 @@
+"""A pipeline file: a list of stages that reads like the story, checked as a whole before anything runs.
+
+`${id}` is the artifact folder of an earlier stage, `${root}` the pipeline's folder, `${project}` the project's. A stage whose config has a key
+`output_dir` (a trainer: `training_args.output_dir`) that the pipeline does not set writes to `${root}/<id>`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..artifact import Target
+from ..config import ConfigError, Loaded, Setting, load, parse_override, paths, project_root
+from ..errors import SopError
+from ..stage import Stage, load_for, preflight_problems
+from ..stages import STAGES, Entry, by_name
+from ..yaml_source import Loc, Problem, Tree, display, read
+
+KEYS = ("name", "root", "shared", "evaluation", "stages")
+STAGE_KEYS = ("stage", "config", "with")
+RESERVED = ("root", "project", "name", "shared", "evaluation", "stages")
+OUTPUT_KEYS = (("output_dir",), ("training_args", "output_dir"))
+COMPARE = "eval.compare"
+_ID = re.compile(r"[a-z][a-z0-9_-]*\Z")
+_REFERENCE = re.compile(r"\$\{([^}]*)\}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a pipeline with its validated config; paths of earlier stages are filled in."""
+
+    id: str
+    entry: Entry
+    stage: Stage[Any]
+    path: Path | None
+    settings: tuple[Setting, ...]
+    config: Any
+    target: Target
+    needs: frozenset[str] = frozenset()
+
+    def reload(self) -> Any:
+        """The config once more, now that its inputs exist: paths and the stage's own preflight are checked."""
+        return load_for(self.stage, self.path, self.settings).config
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A checked pipeline."""
+
+    name: str
+    root: Path
+    path: Path
+    steps: tuple[Step, ...]
+
+    def index(self, step: str) -> int:
+        """Position of a step, with a suggestion where there is none."""
+        ids = [s.id for s in self.steps]
+        if step not in ids:
+            raise SopError(f"no stage {step!r} in this pipeline", where=display(self.path), fix=_suggest(step, ids, "stages: " + ", ".join(ids)))
+        return ids.index(step)
+
+
+def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
+    """Read and check a pipeline and the configs of all its stages.
+
+    Args:
+        path: the YAML file.
+        overrides: `root=...`, `name=...`, `shared.group.key=...`, `evaluation.key=...` or `<stage id>.key=...`.
+
+    Raises:
+        ConfigError: with every problem of the pipeline and of every stage.
+    """
+    path = resolve(path)
+    problems: list[Problem] = []
+    tree = read(path, problems)
+    reader = _Reader(path, tree, problems)
+    for text in overrides:
+        reader.override(parse_override(text))
+    steps = tuple(reader.steps())
+    if problems:
+        raise ConfigError(sorted(dict.fromkeys(problems), key=_order))
+    return Pipeline(reader.name, reader.root, path, steps)
+
+
+def resolve(path: Path) -> Path:
+    """The file, or `config/pipeline/<name>.yaml` where only a name is given."""
+    folder = project_root() / "config" / "pipeline"
+    for candidate in (path, folder / path.with_suffix(".yaml").name):
+        if candidate.is_file() and (candidate is path or len(path.parts) == 1):
+            return candidate
+    names = [p.stem for p in folder.glob("*.yaml")]
+    raise SopError("no such pipeline file", where=str(path), fix=_suggest(path.stem, names, "pipelines lie in config/pipeline"))
+
+
+def stage_of(entry: Entry) -> Stage[Any]:
+    """The stage object of a table entry."""
+    found: Stage[Any] = importlib.import_module(entry.module).STAGE
+    return found
+
+
+def needed(loaded: Loaded[Any], folders: Mapping[str, Path]) -> frozenset[str]:
+    """The earlier stages in whose folders what a config reads lies."""
+    written = {loc for loc, role in paths(type(loaded.config)) if role == "output"}
+
+    def texts(loc: Loc, value: Any) -> Iterator[str]:
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+            yield from texts((*loc, key), child)
+        if isinstance(value, str) and value.startswith("/") and loc not in written:
+            yield value
+
+    return frozenset(name for text in texts((), loaded.tree.data) for name, folder in folders.items() if Path(text).is_relative_to(folder))
+
+
+def _order(problem: Problem) -> tuple[str, int]:
+    name, _, line = problem.where.partition(":")
+    return name, int(line) if line.isdigit() else 0
+
+
+@dataclass
+class _Reader:
+    """Walks the file once, in order; collects problems and goes on."""
+
+    path: Path
+    tree: Tree
+    problems: list[Problem]
+    cwd_settings: list[Setting] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.project = project_root(self.path)
+        self.root_base = self.project
+        self._known(self.tree.data, KEYS, ())
+
+    def bad(self, loc: Loc, what: str, fix: str = "") -> None:
+        self.problems.append(Problem(self.tree.where(loc), what, fix))
+
+    def _known(self, data: Mapping[str, Any], names: Sequence[str], loc: Loc) -> None:
+        for key in data:
+            if key not in names:
+                self.bad((*loc, key), f"unknown key {key!r}", _suggest(str(key), names, "known keys: " + ", ".join(names)))
+
+    def override(self, item: Setting) -> None:
+        """Lay one `a.b=c` over the file, or keep it for the stage that it names."""
+        first, _, rest = item.key.partition(".")
+        if first in ("root", "name", "shared", "evaluation"):
+            layer = Tree()
+            layer.set(tuple(item.key.split(".")), item.value, item.origin)
+            self.tree.merge(layer)
+            if item.key == "root":
+                self.root_base = item.base
+        elif not rest:
+            self.problems.append(Problem(item.origin, f"{item.key!r} names no key of the pipeline", "write root=..., shared.<group>.<key>=..., or <stage id>.<key>=..."))
+        else:
+            self.cwd_settings.append(item)
+
+    @property
+    def name(self) -> str:
+        return str(self.tree.data.get("name") or self.path.stem)
+
+    @property
+    def root(self) -> Path:
+        given = self.tree.data.get("root")
+        return (self.root_base / given).absolute() if isinstance(given, str) and given else self.project / "runs" / self.name
+
+    # --- the stages
+
+    def steps(self) -> Iterator[Step]:
+        """The stages in order; each sees the folders of those before it."""
+        self._check_head()
+        entries = list(self._entries())
+        ids = [name for name, _, _ in entries]
+        for item in self.cwd_settings:
+            first = item.key.partition(".")[0]
+            if first not in ids:
+                self.problems.append(Problem(item.origin, f"no stage {first!r} in this pipeline", _suggest(first, ids, "stages: " + ", ".join(ids))))
+        folders: dict[str, Path] = {}
+        targets: dict[str, str] = {}
+        for name, loc, body in entries:
+            step = self._step(name, loc, body, folders, ids)
+            folders[name] = step.target.folder if step else self.root / name
+            if step and str(step.target) in targets:
+                self.bad(loc, f"stage {name!r} writes to the same place as {targets[str(step.target)]!r}: {display(step.target.folder)}", "give one of them another output")
+            elif step:
+                targets[str(step.target)] = name
+                yield step
+
+    def _check_head(self) -> None:
+        for key in ("name", "root"):
+            if not isinstance(self.tree.data.get(key, ""), str):
+                self.bad((key,), f"{key}: expected text")
+        groups = sorted({e.name.partition(".")[0] for e in STAGES if e.stage})
+        shared = self.tree.data.get("shared") or {}
+        if not isinstance(shared, dict):
+            self.bad(("shared",), "shared: expected a map of groups", "for example: shared: {tokenizer: {seed: 1}}")
+            self.tree.data["shared"] = {}
+        else:
+            self._known(shared, groups, ("shared",))
+
+    def _entries(self) -> Iterator[tuple[str, Loc, dict[str, Any]]]:
+        """(id, location, body) of the list items that are well formed, and the evaluation at the end."""
+        items = self.tree.data.get("stages")
+        if not isinstance(items, list) or not items:
+            self.bad(("stages",), "stages: expected a list of stages", "for example: stages: [{fetch: {stage: data.fetch}}]")
+            return
+        seen: set[str] = set()
+        compares = False
+        for i, item in enumerate(items):
+            loc: Loc = ("stages", i)
+            if not isinstance(item, dict) or len(item) != 1:
+                self.bad(loc, "expected one stage: `id: {stage: group.verb, ...}`")
+                continue
+            name, body = next(iter(item.items()))
+            if not _ID.match(name) or name in RESERVED:
+                self.bad((*loc, name), f"{name!r} is no id", "lower-case letters, digits, _ and -; not " + ", ".join(RESERVED))
+            elif name in seen:
+                self.bad((*loc, name), f"two stages have the id {name!r}", "give one of them another id")
+            elif not isinstance(body, dict) or not isinstance(body.get("stage"), str):
+                self.bad((*loc, name), f"{name}: expected {{stage: group.verb, config: path, with: {{...}}}}")
+            else:
+                self._known(body, STAGE_KEYS, (*loc, name))
+                compares = compares or body["stage"] == COMPARE
+                seen.add(name)
+                yield name, (*loc, name), body
+        if "evaluation" in self.tree.data and not compares:
+            yield from self._evaluation(seen)
+
+    def _evaluation(self, seen: set[str]) -> Iterator[tuple[str, Loc, dict[str, Any]]]:
+        """`evaluation: {after: [ids], ...}` as a last stage `compare`; its other keys are those of eval.compare."""
+        body = self.tree.data["evaluation"]
+        if not isinstance(body, dict) or not isinstance(body.get("after"), list):
+            self.bad(("evaluation",), "evaluation: expected {after: [stage ids], ...}", "the other keys are those of eval.compare")
+            return
+        models = {}
+        for i, name in enumerate(body["after"]):
+            if name in seen:
+                models[name] = f"${{{name}}}"
+            else:
+                self.bad(("evaluation", "after", i), f"evaluation.after: no stage {name!r}", _suggest(str(name), sorted(seen)))
+        given = {k: v for k, v in body.items() if k not in ("after", "config")}
+        yield "compare", ("evaluation",), {"stage": COMPARE, "config": body.get("config"), "with": {"models": models, **given}}
+
+    def _step(self, name: str, loc: Loc, body: Mapping[str, Any], folders: Mapping[str, Path], ids: Sequence[str]) -> Step | None:
+        try:
+            entry = by_name(body["stage"])
+        except SopError as error:
+            self.bad((*loc, "stage"), f"{name}: {error.what}", error.fix or "")
+            return None
+        if not entry.stage:
+            self.bad((*loc, "stage"), f"{name}: {entry.name} makes no artifact", "it is a command to type, no stage of a pipeline")
+            return None
+        stage = stage_of(entry)
+        settings = self._settings(name, loc, body, entry, stage, folders, ids)
+        path = self._config_file(name, loc, body, entry)
+        before = len(self.problems)
+        try:
+            loaded = load(stage.config, path, settings, pending=[*folders.values()])
+            needs = needed(loaded, folders)
+            target = stage.output(loaded.config)
+            if not needs:  # what earlier stages will make may lie there in an older form: their readers are checked when their turn comes
+                self.problems += preflight_problems(stage, loaded)
+        except ConfigError as error:
+            self.problems += [p if _has_line(p) else Problem(self.tree.where(loc), f"{name}: {p.what}", p.fix) for p in error.problems]
+        except SopError as error:
+            self.bad(loc, f"{name}: {error.what}", error.fix or "")
+        if len(self.problems) > before:
+            return None
+        return Step(name, entry, stage, path, tuple(settings), loaded.config, target, needs)
+
+    def _config_file(self, name: str, loc: Loc, body: Mapping[str, Any], entry: Entry) -> Path | None:
+        given = body.get("config")
+        if given is None:
+            path = self.project / entry.config
+            return path if entry.config and path.is_file() else None
+        if not isinstance(given, str):
+            self.bad((*loc, "config"), f"{name}: config: expected a path")
+            return None
+        path = self.project / Path(given).expanduser()
+        if not path.is_file():
+            self.bad((*loc, "config"), f"{name}: config: no such file: {given}", _suggest(path.name, (p.name for p in path.parent.glob("*.yaml"))))
+            return None
+        return path
+
+    def _settings(
+        self, name: str, loc: Loc, body: Mapping[str, Any], entry: Entry, stage: Stage[Any], folders: Mapping[str, Path], ids: Sequence[str]
+    ) -> list[Setting]:
+        """`output_dir` below the root, then `shared`, then `with`, then the command line; references replaced."""
+        out = []
+        for at in OUTPUT_KEYS:
+            if (at, "output") in paths(stage.config):
+                out.append(Setting(".".join(at), str(self.root / name), f"pipeline {self.name}", self.project))
+        layers: list[tuple[Loc, Any]] = [(("shared", entry.name.partition(".")[0]), self.tree.get(("shared", entry.name.partition(".")[0])))]
+        layers.append((loc if loc == ("evaluation",) else (*loc, "with"), body.get("with")))
+        for at, values in layers:
+            if values is None:
+                continue
+            if not isinstance(values, dict):
+                self.bad(at, f"{name}: expected a map of keys and values")
+                continue
+            for key, value in values.items():
+                where = (*at, key) if (*at, key) in self.tree.origin else at
+                out.append(Setting(key, self._replace(value, where, folders, ids), self.tree.where(where), self.project))
+        for item in self.cwd_settings:
+            first, _, key = item.key.partition(".")
+            if first == name:
+                out.append(Setting(key, self._replace(item.value, (), folders, ids), item.origin, item.base))
+        return out
+
+    def _replace(self, value: Any, loc: Loc, folders: Mapping[str, Path], ids: Sequence[str]) -> Any:
+        if isinstance(value, dict):
+            return {k: self._replace(v, loc, folders, ids) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._replace(v, loc, folders, ids) for v in value]
+        if not isinstance(value, str):
+            return value
+
+        def one(match: re.Match[str]) -> str:
+            name = match[1]
+            known = {"root": self.root, "project": self.project, **folders}
+            if name in known:
+                return str(known[name])
+            if name in ids:
+                self.bad(loc, f"${{{name}}} is a later stage, or this one", "a stage sees only those before it")
+            else:
+                near = difflib.get_close_matches(name, known, 1)
+                self.bad(loc, f"${{{name}}} names no stage", f"did you mean ${{{near[0]}}}?" if near else "known: " + ", ".join(f"${{{k}}}" for k in known))
+            return match[0]
+
+        return _REFERENCE.sub(one, value)
+
+
+def _suggest(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+def _has_line(problem: Problem) -> bool:
+    return ":" in problem.where or problem.where.startswith("command line")
