@@ -1,0 +1,93 @@
+"""Opening a model for evaluation or chat: a folder, an adapter folder, or a hub id, checked against its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ..errors import DATA, ENVIRONMENT, SopError
+
+ADAPTER_CONFIG = "adapter_config.json"
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Opened(NamedTuple):
+    """A model in eval mode on its device, with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+def is_adapter(source: str | Path) -> bool:
+    """True for a folder that holds an adapter instead of a whole model."""
+    return (Path(source) / ADAPTER_CONFIG).is_file()
+
+
+def adapter_base(source: str | Path) -> str | None:
+    """The base model that an adapter folder names; None for a whole model."""
+    path = Path(source) / ADAPTER_CONFIG
+    return json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") if path.is_file() else None
+
+
+def open_model(source: str | Path, *, dtype: str = "float32", device: Device = "auto") -> Opened:
+    """Load a causal model (or an adapter on its base) and its tokenizer.
+
+    Raises:
+        SopError: where it does not load, is no causal model, or its tokenizer needs more rows than it has.
+    """
+    import torch
+
+    from ..train import model as loading
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SopError("no CUDA GPU is usable here", where="device", fix="device=cpu, or device=auto", code=ENVIRONMENT)
+    if is_adapter(source):
+        model, tokenizer = loading.load_with_adapter(source, dtype=dtype)
+    else:
+        kind = loading.kind_of(source)
+        if kind != "causal":
+            fix = "sop tokenizer mlm-loss --model_path ... for masked models" if kind == "masked" else "choose a causal model"
+            raise SopError(f"this is a {kind} model; bits per byte and chat need a causal one", where=str(source), fix=fix)
+        model, tokenizer = loading.load_model(source, dtype=dtype), loading.load_tokenizer(source)
+    check_fit(model, tokenizer, str(source))
+    wanted = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    return Opened(model.to(wanted).eval(), tokenizer)
+
+
+def check_fit(model: Any, tokenizer: Any, where: str) -> None:
+    """Every id of the tokenizer has an embedding row.
+
+    Raises:
+        SopError: where the tokenizer is larger than the model.
+    """
+    rows, needed = model.get_input_embeddings().weight.shape[0], 1 + max(tokenizer.get_vocab().values())
+    if needed > rows:
+        what = f"the tokenizer needs {needed} embedding rows, the model has {rows}"
+        raise SopError(what, where=where, fix="grow the model with `sop tokenizer resize`, or use the tokenizer that belongs to it", code=DATA)
+
+
+def context_length(model: Any) -> int | None:
+    """Positions that the model was made for, None where its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def release(opened: Opened | None) -> None:
+    """Give the memory of a model back before the next one is loaded."""
+    import gc
+
+    import torch
+
+    del opened
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def inputs_of(name: str, source: str | Path) -> Iterator[tuple[str, Path]]:
+    """The local folders that decide a model's answers: its own, and an adapter's base."""
+    base = adapter_base(source)
+    for label, path in ((f"model {name}", Path(source)), (f"model {name} base", Path(base) if base else None)):
+        if path is not None and path.exists():
+            yield label, path
