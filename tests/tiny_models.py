@@ -115,7 +115,7 @@ def common_characters() -> list[str]:
 
 
 def tiny_bert(path: Path, *, vocab_size: int = 900, hidden_size: int = 64, layers: int = 2, seed: int = 0) -> Path:
-    """A BertForMaskedLM with a WordPiece vocabulary of single Chinese characters and English pieces, which splits Chinese into characters, as bert-base-chinese does; returns `path`."""
+    """A BertForMaskedLM whose WordPiece vocabulary splits Chinese into characters, as bert-base-chinese does; returns `path`."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
