@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr, so that a result can be piped.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from .redact import redact
 
 T = TypeVar("T")
+_NUMBER = re.compile(r"(?:[-+]?[\d.,]+ ?\S{0,3}|-|)\Z")
 
 
 def is_main_rank() -> bool:
@@ -76,7 +78,8 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
 
     view = Table(title=title, title_justify="left", header_style="bold")
     for i, name in enumerate(header):
-        view.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        numbers = i > 0 and all(_NUMBER.match(str(row[i])) for row in rows)
+        view.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         view.add_row(*(redact(str(cell)) for cell in row))
     rich_console().print(view)

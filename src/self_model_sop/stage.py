@@ -152,7 +152,7 @@ class Stage(Generic[C]):
             "config": redact_tree(settings), "paths": redact_tree(plain(config)), "inputs": inputs, "stats": redact_tree(stats),
             "seed": getattr(config, "seed", None), "code": {"package": __version__, "stage": self.version}, "libraries": _library_versions(),
             "device": _device(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "seconds": round(time.perf_counter() - clock, 2),
-            "peak_memory_mib": peak_memory_mib(),
+            "peak_memory_mib": peak_memory_mib(), "folder": str(target.folder.absolute()),
         }  # fmt: skip
         return Artifact(target, artifact.publish(target, work, manifest, overwrite=overwrite))
 
