@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
+import json
 import os
 import random
 import sys
@@ -201,3 +204,192 @@ def refuse_pickled(names: list[str], where: str) -> None:
     if pickled and not any(n.endswith(".safetensors") for n in top):
         fix = "convert to safetensors on a machine you trust (load with torch, then model.save_pretrained(folder)), or choose a revision that has *.safetensors"
         raise SopError(f"its weights are pickled ({', '.join(pickled[:3])}), which can run code when loaded; refused", where=where, fix=fix, code=DATA)
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------------------------------
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository. `digest` is what the hub says its contents are: sha256 for large files, the git blob id for the others."""
+
+    path: str
+    size: int
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A dataset at one commit. `folder` is set where its files are already local (ModelScope, or a cache that holds no listing)."""
+
+    name: str
+    commit: str | None
+    files: tuple[RemoteFile, ...]
+    folder: Path | None = None
+
+
+def dataset(name: str, hub: HubConfig, subdir: str | None = None) -> Repository:
+    """List a dataset's files at the commit that `hub.revision` means now; offline, out of the cache.
+
+    Raises:
+        SopError: where it does not exist, may not be read, or cannot be reached.
+    """
+    if hub.source == "modelscope":
+        return _modelscope_dataset(name, hub, subdir)
+    if hub.offline or _is_true(os.environ.get("HF_HUB_OFFLINE")):
+        return _cached_dataset(name, hub)
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi(endpoint=hub.endpoint)
+    info = patiently(lambda: api.dataset_info(name, revision=hub.revision), name, hub)
+    tree = patiently(lambda: list(api.list_repo_tree(name, recursive=True, revision=info.sha, repo_type="dataset")), name, hub)
+    files = tuple(RemoteFile(f.path, f.size, f.lfs.sha256 if f.lfs else f.blob_id) for f in tree if isinstance(f, RepoFile))
+    _remember(name, hub, info.sha, files)
+    return Repository(name, info.sha, files)
+
+
+def head_commit(name: str, hub: HubConfig) -> str | None:
+    """The commit that the revision means upstream now; None where that cannot be told within seconds."""
+    if hub.source != "hf" or hub.offline or _is_true(os.environ.get("HF_HUB_OFFLINE")):
+        return None
+    from huggingface_hub import HfApi
+
+    try:
+        sha = HfApi(endpoint=hub.endpoint).dataset_info(name, revision=hub.revision, timeout=3).sha
+    except Exception as error:
+        if _is_network(error):
+            return None
+        raise
+    return str(sha) if sha else None
+
+
+def open_remote(repository: Repository, file: RemoteFile, hub: HubConfig) -> io.RawIOBase:
+    """The file as a seekable stream that fetches only the blocks that are read; out of the cache where it is there."""
+    if repository.folder:
+        return (repository.folder / file.path).open("rb", buffering=0)
+    from huggingface_hub import HfFileSystem, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository.name, file.path, cache_dir=hub.cache, revision=repository.commit, repo_type="dataset")
+    if isinstance(cached, str):
+        return Path(cached).open("rb", buffering=0)
+    fs = HfFileSystem(endpoint=hub.endpoint, skip_instance_cache=True)
+    path = f"datasets/{repository.name}@{repository.commit}/{file.path}"
+    inner = patiently(lambda: fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead", size=file.size), repository.name, hub)
+    return _Ranges(inner, file, repository.name, hub)
+
+
+class _Ranges(io.RawIOBase):
+    """Reads a remote file by ranges; a broken transfer is taken up again where it stopped."""
+
+    def __init__(self, inner: Any, file: RemoteFile, name: str, hub: HubConfig) -> None:
+        self._inner, self._file, self._name, self._hub = inner, file, name, hub
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._file.size}[whence]
+        return int(self._inner.seek(base + offset))
+
+    def tell(self) -> int:
+        return int(self._inner.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        data = patiently(lambda: self._read(len(buffer)), self._name, self._hub)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _read(self, size: int) -> bytes:
+        at = self.tell()
+        data: bytes = self._inner.read(size)
+        if not data and size and at < self._file.size:
+            raise ConnectionError(f"{self._file.path} ended at byte {at} of {self._file.size}")
+        return data
+
+
+def download(repository: Repository, file: RemoteFile, hub: HubConfig, *, force: bool = False) -> Path:
+    """The whole file through the client's cache, its contents checked against what the hub declares.
+
+    Raises:
+        SopError: where it cannot be fetched, or where other bytes arrive than declared.
+    """
+    if repository.folder:
+        return repository.folder / file.path
+    from huggingface_hub import hf_hub_download
+
+    options: dict[str, Any] = {"repo_type": "dataset", "revision": repository.commit, "cache_dir": hub.cache, "local_files_only": hub.offline}
+    name = f"{repository.name}/{file.path}"
+    path = Path(patiently(lambda: hf_hub_download(repository.name, file.path, endpoint=hub.endpoint, force_download=force, **options), name, hub))
+    if file.digest and _digest(path, file.digest) != file.digest:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        what = f"other bytes arrived than the hub declares ({file.digest[:12]}...); refused"
+        raise SopError(what, where=name, fix="the mirror is out of step or the transfer was damaged: try again, or use another huggingface.endpoint", code=NETWORK)
+    return path
+
+
+def _digest(path: Path, like: str) -> str:
+    """sha256 of the contents, or the git blob id where `like` is one (40 digits)."""
+    digest = hashlib.sha256() if len(like) == 64 else hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as f:
+        while chunk := f.read(_BLOCK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_true(value: str | None) -> bool:
+    return (value or "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _cache_of(name: str, hub: HubConfig) -> Path:
+    from huggingface_hub import constants
+
+    return Path(hub.cache or constants.HF_HUB_CACHE) / "--".join(["datasets", *name.split("/")])
+
+
+def _remember(name: str, hub: HubConfig, commit: str, files: tuple[RemoteFile, ...]) -> None:
+    """Keep the listing beside the cached files, so that an offline run knows what is missing."""
+    folder = _cache_of(name, hub) / "listings"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{commit}.json").write_text(json.dumps([[f.path, f.size, f.digest] for f in files]), encoding="utf-8")
+        (folder / _ref(hub)).write_text(commit, encoding="utf-8")
+    except OSError as error:
+        console.warn(f"the listing of {name} cannot be kept for offline use: {error.strerror}")
+
+
+def _ref(hub: HubConfig) -> str:
+    return (hub.revision or "main").replace("/", "--") + ".ref"
+
+
+def _cached_dataset(name: str, hub: HubConfig) -> Repository:
+    root, revision = _cache_of(name, hub), hub.revision or "main"
+    ref = next((p for p in (root / "listings" / _ref(hub), root / "refs" / revision) if p.is_file()), None)
+    commit = ref.read_text(encoding="utf-8").strip() if ref else revision
+    listing, snapshot = root / "listings" / f"{commit}.json", root / "snapshots" / commit
+    if listing.is_file():
+        return Repository(name, commit, tuple(RemoteFile(*entry) for entry in json.loads(listing.read_text(encoding="utf-8"))))
+    if snapshot.is_dir():
+        return Repository(name, commit, _local_files(snapshot), snapshot)
+    fix = "run once without --local_files_only (huggingface.offline: false), or give a local file or folder"
+    raise SopError("not in the local cache, and the network is switched off", where=name, fix=fix, code=NETWORK)
+
+
+def _local_files(folder: Path) -> tuple[RemoteFile, ...]:
+    return tuple(RemoteFile(p.relative_to(folder).as_posix(), p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file())
+
+
+def _modelscope_dataset(name: str, hub: HubConfig, subdir: str | None) -> Repository:
+    try:
+        from modelscope import dataset_snapshot_download
+    except ImportError:
+        raise missing_extra("modelscope", "modelscope") from None
+    options = {"revision": hub.revision, "cache_dir": hub.cache, "local_files_only": hub.offline, "allow_patterns": [f"{subdir}/*"] if subdir else None}
+    folder = Path(patiently(lambda: dataset_snapshot_download(name, **{k: v for k, v in options.items() if v is not None}), name, hub))
+    return Repository(name, None, _local_files(folder), folder)
