@@ -1,0 +1,126 @@
+"""Personal data in Chinese text: found by pattern, confirmed by checksum or context, masked by a label.
+
+Checksums: resident identity number GB 11643-1999 (ISO 7064 MOD 11-2), bank card Luhn (ISO/IEC 7812-1).
+What has no checksum needs a separator, a marker in front of it, or a shape that amounts and drug approval numbers do not have.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import date
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    """A pattern whose first group is personal data where `confirm` agrees; `label` stands in its place.
+
+    `markers` or `digits` say what a text must contain before the pattern is tried at all: most texts are done after a few substring searches.
+    """
+
+    pattern: re.Pattern[str]
+    label: str
+    confirm: Callable[[str], bool] = lambda found: True
+    markers: tuple[str, ...] = ()
+    digits: bool = False
+
+
+def resident_id(number: str) -> bool:
+    """True for an 18-digit identity number with a possible birth date and the right check digit."""
+    try:
+        born = date(int(number[6:10]), int(number[10:12]), int(number[12:14]))
+    except ValueError:
+        return False
+    weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+    total = sum(int(d) * w for d, w in zip(number, weights, strict=False))
+    return born.year >= 1850 and "10X98765432"[total % 11] == number[17].upper()
+
+
+def luhn(number: str) -> bool:
+    """True if the digits (spaces and hyphens apart) pass the Luhn check."""
+    digits = [int(c) for c in reversed(number) if c.isdigit()]
+    return len(set(digits)) > 1 and sum(d if i % 2 == 0 else (2 * d - 9 * (d > 4)) for i, d in enumerate(digits)) % 10 == 0
+
+
+def public_address(text: str) -> bool:
+    """True for a public IPv4 address; section numbers such as 1.2.3.4 and private or documentation ranges name nobody."""
+    try:
+        return ipaddress.IPv4Address(text).is_global and max(map(int, text.split("."))) >= 20
+    except ValueError:
+        return False
+
+
+_SURNAMES = (
+    "赵钱孙李周吴郑王冯陈褚卫蒋沈韩杨朱秦尤许何吕施张孔曹严华金魏陶姜戚谢邹喻柏水窦章云苏潘葛范彭郎鲁韦昌马苗凤花方俞任袁柳鲍史唐费廉岑薛雷贺倪汤滕殷罗毕郝邬安常乐于时傅"
+    "皮卞齐康伍余元卜顾孟平黄和穆萧尹姚邵湛汪祁毛禹狄米贝明臧计成戴宋茅庞熊纪舒屈项祝董梁杜阮蓝闵席季麻强贾路娄江童颜郭梅盛林刁钟徐邱骆高夏蔡田樊胡凌霍虞万柯管卢莫房裘缪干解应"
+    "宗丁宣邓郁单杭洪包诸左石崔吉龚程邢裴陆荣翁荀羊甄曲家封靳井段富巫焦巴谷车侯全班秋仲伊宫宁仇甘厉祖武符刘景詹束龙叶幸司黎乔闻党翟谭劳姬申冉桑桂牛寿边尚温庄晏柴瞿阎连习艾鱼容"
+    "向古易戈廖终居衡耿满弘匡国文寇广东欧利师聂关荆"
+)
+_NAME = rf"(?:欧阳|司马|上官|诸葛|慕容|尉迟|[{_SURNAMES}])[\u4e00-\u9fff]{{1,2}}"
+
+_WECHAT_MARKERS = ("微信", "eChat", "echat", "eixin", "V信", "v信", "W信", "w信", "VX", "vx", "WX", "wx")
+_NOT_A_NUMBER = r"(?![0-9A-Za-z]|[.][0-9]|\s?[元万亿%％例人个])"  # amounts and counts look like telephone numbers
+
+RULES: dict[str, Rule] = {
+    "resident_id": Rule(re.compile(r"(?<![0-9A-Za-z])([1-9][0-9]{5}(?:18|19|20)[0-9]{9}[0-9Xx])(?![0-9A-Za-z])"), "[身份证号]", resident_id, digits=True),
+    "bank_card": Rule(re.compile(r"(?<![0-9A-Za-z.])([3-69][0-9]{3}(?:[ -]?[0-9]{4}){3}(?:[ -]?[0-9]{1,3})?)(?![0-9A-Za-z]|[.][0-9])"), "[银行卡号]", luhn, digits=True),
+    "mobile": Rule(re.compile(r"(?<![0-9A-Za-z.])((?:\+?86[- ]?)?1[3-9][0-9](?:[0-9]{8}|[- ][0-9]{4}[- ][0-9]{4}))" + _NOT_A_NUMBER), "[手机号]", digits=True),
+    "landline": Rule(
+        re.compile(r"(?<![0-9A-Za-z])((?:[(（]0[1-9][0-9]{1,2}[)）]\s?|0[1-9][0-9]{1,2}[-－—– ])[2-8][0-9]{6,7}(?:\s?[-转]\s?[0-9]{1,6})?)(?![0-9A-Za-z])"),
+        "[电话号码]",
+        digits=True,
+    ),
+    "plate": Rule(
+        re.compile(
+            r"([京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼][A-HJ-NP-Z][·•.]?"
+            r"(?=[A-HJ-NP-Z0-9]{0,5}[0-9])(?:[A-HJ-NP-Z0-9]{5,6}|[A-HJ-NP-Z0-9]{4}[学警港澳挂使领]))(?![A-Za-z0-9])"
+        ),
+        "[车牌号]",
+    ),
+    "passport": Rule(
+        re.compile(r"(?:护照|通行证|[Pp]assport)[^\n。；]{0,10}?(?<![A-Za-z0-9])([A-Z]{1,2}[0-9]{7,8})(?![A-Za-z0-9])"), "[护照号]", markers=("护照", "通行证", "assport")
+    ),
+    "email": Rule(re.compile(r"(?<![A-Za-z0-9._%+-])([A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,12})(?![A-Za-z0-9])"), "[邮箱]", markers=("@",)),
+    "ip": Rule(re.compile(r"(?<![0-9.])([0-9]{1,3}(?:\.[0-9]{1,3}){3})(?![0-9]|\.[0-9])"), "[IP地址]", public_address, digits=True),
+    "wechat": Rule(
+        re.compile(
+            r"(?:微信号?|[Ww]e[Cc]hat|[Ww]eixin|[VvWw]信|(?<![A-Za-z])(?:VX|vx|WX|wx))(?:[号为是：:\s]|ID){0,4}"
+            r"(?<![A-Za-z0-9])([A-Za-z][A-Za-z0-9_-]{5,19})(?![A-Za-z0-9])"
+        ),
+        "[微信号]",
+        markers=_WECHAT_MARKERS,
+    ),
+    "qq": Rule(re.compile(r"(?:(?<![A-Za-z])[Qq]{2}|扣扣|企鹅号)[群号码为是：:\s]{0,5}([1-9][0-9]{4,10})(?![0-9])"), "[QQ号]", markers=("QQ", "qq", "Qq", "qQ", "扣扣", "企鹅号")),
+    "name": Rule(
+        re.compile(
+            r"(?:姓\s?名|患者姓名|病人姓名|(?:患者|病人|患儿|(?:主治|主管|经治|责任)?医[生师]|护士|联系人))\s?[：:]\s?"
+            rf"({_NAME})(?![\u4e00-\u9fff])"
+        ),
+        "[姓名]",
+        markers=("：", ":"),
+    ),
+}
+DEFAULT_RULES = tuple(name for name in RULES if name != "name")
+_DIGITS = re.compile(r"[0-9]{7}|[0-9]{3}[-－—– )）]\s?[0-9]{3}|[0-9]\.[0-9]{1,3}\.[0-9]")
+
+
+def mask(text: str, names: Sequence[str] = DEFAULT_RULES) -> tuple[str, Counter[str]]:
+    """The text with personal data replaced by labels, and the number of hits per rule."""
+    hits: Counter[str] = Counter()
+    digits = _DIGITS.search(text) is not None
+    for name in names:
+        rule = RULES[name]
+        if (rule.digits and not digits) or (rule.markers and not any(marker in text for marker in rule.markers)):
+            continue
+
+        def replacement(m: re.Match[str], rule: Rule = rule, name: str = name) -> str:
+            if not rule.confirm(m[1]):
+                return m[0]
+            hits[name] += 1
+            start = m.start(1) - m.start()
+            return m[0][:start] + rule.label + m[0][start + len(m[1]) :]
+
+        text = rule.pattern.sub(replacement, text)
+    return text, hits
