@@ -73,13 +73,12 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def release(opened: Opened | None) -> None:
-    """Give the memory of a model back before the next one is loaded."""
+def free_memory() -> None:
+    """Give the memory of a dropped model back before the next one is loaded."""
     import gc
 
     import torch
 
-    del opened
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

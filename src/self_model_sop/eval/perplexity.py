@@ -65,10 +65,10 @@ def score_texts(model: Any, tokenizer: Any, texts: Sequence[str], *, window: int
     """Bits of each document, in order."""
     start = start_id(tokenizer)
     encoded = encode_plain(tokenizer, texts)
-    sequences = [Scored([start, *ids], [False] + [True] * len(ids)) if start is not None else Scored(ids, [i > 0 for i in range(len(ids))]) for ids in encoded]
+    sequences = [Scored([*([] if start is None else [start]), *ids], [False] + [True] * (len(ids) - (start is None))) for ids in encoded]
     nats = sequence_nats(model, sequences, window=window, batch_size=batch_size)
-    uncharged = math.log(model.get_input_embeddings().weight.shape[0]) if start is None else 0.0
-    return [Bits(n + (uncharged if ids else 0.0), len(ids), len(t), len(t.encode("utf-8", "replace"))) for t, ids, n in zip(texts, encoded, nats, strict=True)]
+    first = math.log(model.get_input_embeddings().weight.shape[0]) if start is None else 0.0
+    return [Bits(n + (first if ids else 0.0), len(ids), len(t), len(t.encode("utf-8", "replace"))) for t, ids, n in zip(texts, encoded, nats, strict=True)]
 
 
 def start_id(tokenizer: Any) -> int | None:
@@ -149,7 +149,8 @@ class _Scorer:
 
         self.model = model
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.body, self.head = getattr(inner, inner.base_model_prefix, None), inner.get_output_embeddings()
+        self.body: Any = getattr(inner, inner.base_model_prefix, None)
+        self.head: Any = inner.get_output_embeddings()
         ids = torch.tensor([list(probe[:8])], device=model.device)
         with torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False).logits.float()

@@ -1,0 +1,111 @@
+"""Answers of a model through the one rendering, and what can be counted about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..config import option
+from .models import context_length
+
+_GREEDY = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}  # the library's defaults: nothing of the model's own file is left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How an answer is written."""
+
+    max_new_tokens: int = option(128, "longest answer, tokens", flag="--max_new_tokens")
+    temperature: float = option(0.0, "0: greedy; above: sampled", flag="--temperature")
+    top_p: float = option(1.0, "sample among the most likely tokens that make up this share", flag="--top_p")
+    top_k: int = option(0, "sample among the most likely so many tokens; 0: all", flag="--top_k")
+    repetition_penalty: float = option(1.0, "above 1: tokens that were there already become less likely", flag="--repetition_penalty")
+    seed: int = option(0, "seed of sampled answers", flag="--seed")
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.repetition_penalty <= 0:
+            raise ValueError("needs max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1, top_k >= 0, repetition_penalty > 0")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `stopped`: it ended by a stop token, not by its length."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+def generate(
+    model: Any, tokenizer: Any, prompt: Sequence[int], stop: Sequence[int], decoding: Decoding, *, on_text: Callable[[str], None] | None = None, cache: Any = None
+) -> Answer:
+    """Continue `prompt` until a stop token, `max_new_tokens`, or the model's context is full.
+
+    Args:
+        on_text: called with pieces of text as they become whole characters.
+        cache: key/value cache that already holds a beginning of `prompt`; it grows in place.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    room = (context_length(model) or 1 << 62) - len(prompt)
+    sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k} if decoding.temperature else _GREEDY
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0] if stop else 0
+    settings = GenerationConfig(
+        max_new_tokens=max(1, min(decoding.max_new_tokens, room)), repetition_penalty=decoding.repetition_penalty, eos_token_id=list(stop) or None, pad_token_id=pad,
+        use_cache=True, num_beams=1, no_repeat_ngram_size=0, min_new_tokens=0, **sampling,
+    )  # fmt: skip
+    ids = torch.tensor([list(prompt)], device=model.device)
+    more = {} if cache is None else {"past_key_values": cache}
+    with torch.inference_mode(), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(decoding.seed)
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=_streamer(tokenizer, stop, on_text) if on_text else None, **more)
+    new = out[0, len(prompt) :].tolist()
+    stopped = bool(new) and new[-1] in stop
+    return Answer(tokenizer.decode(new[:-1] if stopped else new, skip_special_tokens=True), len(new), stopped)
+
+
+def _streamer(tokenizer: Any, stop: Sequence[int], on_text: Callable[[str], None]) -> Any:
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):  # type: ignore[misc]
+        def put(self, value: Any) -> None:
+            if self.next_tokens_are_prompt or value.reshape(-1).tolist()[-1] not in stop:
+                super().put(value)
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if text:
+                on_text(text)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+# --- counting -----------------------------------------------------------------------------------------------------------------------------
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Distinct character n-grams as a share of all, over all texts (distinct-n, Li et al. 2016, on characters: comparable across vocabularies)."""
+    grams = [t[i : i + n] for t in texts for i in range(len(t) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(text: str, n: int = 4) -> float:
+    """Share of a text's character n-grams that it already had before (0: none; near 1: a loop)."""
+    total = len(text) - n + 1
+    return 1 - len({text[i : i + n] for i in range(total)}) / total if total > 0 else 0.0
+
+
+def measure(answers: Sequence[Answer]) -> dict[str, float]:
+    """distinct-1, distinct-2, mean repetition, mean length in characters, and the share that ended by itself."""
+    texts = [a.text for a in answers]
+    count = max(1, len(answers))
+    return {
+        "distinct_1": distinct(texts, 1), "distinct_2": distinct(texts, 2), "repetition": sum(map(repetition, texts)) / count,
+        "chars": sum(map(len, texts)) / count, "stopped": sum(a.stopped for a in answers) / count,
+    }  # fmt: skip
+
+
+def as_json(answer: Answer) -> dict[str, Any]:
+    """An answer as plain data."""
+    return asdict(answer)

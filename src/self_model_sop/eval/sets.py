@@ -1,0 +1,79 @@
+"""What models are measured on: documents, conversations and prompts out of files, the same ones for every model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from ..errors import DATA, SopError
+
+T = TypeVar("T")
+
+
+class Chosen(NamedTuple):
+    """The items measured, how many there were, and why others could not be read (reason -> rows)."""
+
+    items: list[Any]
+    total: int
+    unread: dict[str, int]
+
+
+def documents(path: Path, text_fields: Sequence[str] = (), limit: int | None = None) -> Chosen:
+    """Texts of a file of any format (a .txt file: one document per line); with `limit` those with the smallest content hash."""
+    from ..data.formats import to_text
+
+    return _choose(path, lambda row: to_text(row, text_fields), lambda text: text, limit, "texts")
+
+
+def conversations(path: Path, limit: int | None = None) -> Chosen:
+    """Conversations (lists of messages) of a fine-tuning file, chosen in the same way."""
+    from ..data.formats import to_messages
+
+    return _choose(path, to_messages, lambda messages: "\0".join(str(m.get("content")) for m in messages), limit, "conversations")
+
+
+def prompts(given: Sequence[str], path: Path | None) -> list[str]:
+    """The prompts of the config, then those of a file: a line of text, or the first user turn of a row."""
+    from ..data.formats import RowError, to_messages, to_text
+    from ..data.records import read
+
+    out = list(given)
+    for record in read(path) if path else ():
+        if record.row is None:
+            continue
+        try:
+            out.append(next(m["content"] for m in to_messages(record.row) if m["role"] == "user"))
+        except (RowError, StopIteration):
+            out.append(to_text(record.row))
+    return out
+
+
+def _choose(path: Path, take: Any, key: Any, limit: int | None, what: str) -> Chosen:
+    from ..data.formats import RowError
+    from ..data.records import read
+
+    found: list[tuple[str, Any]] = []
+    unread: Counter[str] = Counter()
+    for record in read(path):
+        if record.row is None:
+            unread[record.error or "unreadable"] += 1
+            continue
+        try:
+            item = take(record.row)
+        except RowError as error:
+            unread[error.reason] += 1
+            continue
+        if item:
+            found.append((key(item), item))
+        else:
+            unread["empty"] += 1
+    if not found:
+        raise SopError(f"no {what} in this file", where=str(path), fix=f"reasons: {dict(unread)}" if unread else "the file is empty", code=DATA)
+    total = len(found) + sum(unread.values())
+    if limit is not None and limit < len(found):
+        smallest = sorted(range(len(found)), key=lambda i: hashlib.sha256(found[i][0].encode("utf-8", "replace")).digest())[:limit]
+        found = [found[i] for i in sorted(smallest)]
+    return Chosen([item for _, item in found], total, dict(unread))
