@@ -106,19 +106,20 @@ def parse_override(text: str) -> Setting:
     return Setting(key, value, f"command line ({key}=...)", Path.cwd())
 
 
-def load(cls: type[T], path: Path | None, settings: Sequence[Setting] = (), *, check_paths: bool = True, pending: Sequence[Path] = ()) -> Loaded[T]:
+def load(cls: type[T], path: Path | None, settings: Sequence[Setting] = (), *, check_paths: bool = True, pending: Sequence[Path] = (), uses: Sequence[str] | None = None) -> Loaded[T]:
     """Read `path` into `cls`, lay `settings` over it, and validate everything at once.
 
     Args:
         check_paths: input paths must exist.
         pending: folders that earlier stages of a pipeline will fill: paths in them need not exist yet.
+        uses: the top-level keys that the stage reads (None: all): paths in the others need not exist.
 
     Raises:
         ConfigError: with every problem found.
     """
     problems: list[Problem] = []
     root = project_root(path)
-    tree = Tree(origin={(): display(path) if path else "defaults"})
+    tree = Tree(origin={(): f"{display(path)}:1" if path else "defaults"})
     for layer, base in _layers(cls, path, root, problems):
         _resolve_paths(cls, layer, base)
         tree.merge(layer)
@@ -132,7 +133,7 @@ def load(cls: type[T], path: Path | None, settings: Sequence[Setting] = (), *, c
     config = _validate(cls, tree, problems)
     problems += _custom_checks(cls, tree)
     if check_paths:
-        problems += _missing_paths(cls, tree, pending)
+        problems += _missing_paths(cls, tree, pending, uses)
     if problems or config is None:
         raise ConfigError(_in_order(problems))
     return Loaded(config, tree, path, root)
@@ -230,9 +231,11 @@ def _is_path_like(name: str) -> bool:
     return name.startswith(("./", "../", "/", "~")) or name.count("/") > 1
 
 
-def _missing_paths(cls: type, tree: Tree, pending: Sequence[Path]) -> Iterator[Problem]:
+def _missing_paths(cls: type, tree: Tree, pending: Sequence[Path], uses: Sequence[str] | None) -> Iterator[Problem]:
     for loc, role in [(at, role) for loc, role in paths(cls) if role in ("input", "model") for at in _named(tree, loc)]:
         value = tree.get(loc)
+        if uses is not None and loc[0] not in uses:
+            continue
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str) and item.startswith("/") and not Path(item).exists() and not any(Path(item).is_relative_to(p) for p in pending):
                 parent = Path(item).parent
@@ -311,7 +314,8 @@ def _explain(cls: type, tree: Tree, item: dict[str, Any]) -> Problem:
         return Problem(where, f"{dotted}: {item['ctx']['error']}" if dotted else str(item["ctx"]["error"]))
     value = item.get("input")
     shown = MASK if looks_secret(dotted, value) else json.dumps(value, ensure_ascii=False, default=str)[:80]
-    expected = item["msg"].replace("Input should be ", "").removeprefix("a valid ")
+    expected = item["msg"].replace("Input should be ", "").removeprefix("a valid ").removeprefix("an ")
+    expected = {"array": "list", "object": "map"}.get(expected, expected)
     return Problem(where, f"{dotted}: expected {expected}, got {shown}", _advice(item, value))
 
 

@@ -262,7 +262,7 @@ def report(stage: Stage[Any], config: Any, done: Artifact) -> None:
 
 def load_for(stage: Stage[C], path: Path | None, settings: Sequence[Setting], *, check_paths: bool = True) -> Loaded[C]:
     """Load the stage's config and run its preflight; all problems in one error."""
-    loaded = load(stage.config, path, settings, check_paths=check_paths)
+    loaded = load(stage.config, path, settings, check_paths=check_paths, uses=stage.uses)
     problems = preflight_problems(stage, loaded)
     if problems:
         raise ConfigError(problems)

@@ -257,7 +257,7 @@ class _Reader:
         path = self._config_file(name, loc, body, entry)
         before = len(self.problems)
         try:
-            loaded = load(stage.config, path, settings, pending=[*folders.values()])
+            loaded = load(stage.config, path, settings, pending=[*folders.values()], uses=stage.uses)
             needs = needed(loaded, folders)
             target = stage.output(loaded.config)
             if not needs:  # what earlier stages will make may lie there in an older form: their readers are checked when their turn comes

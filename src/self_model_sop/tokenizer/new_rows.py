@@ -213,8 +213,8 @@ def output_direction(model: Any, tokenizer: Any, texts: Sequence[str], *, max_to
         hook.remove()
     if not seen:
         raise SopError("no text to fit the count bias on", fix="run the corpus stage first, or choose resize.init=weighted", code=DATA)
-    gram.diagonal().add_(_RIDGE * gram.trace() / width)
-    return torch.linalg.solve(gram, total).float()
+    ridge = torch.eye(width, dtype=torch.float64) * (_RIDGE * gram.trace() / width)
+    return torch.linalg.solve(gram + ridge, total).float()
 
 
 def _decoder(model: Any, ids: list[int]) -> dict[str, Any]:
