@@ -209,6 +209,7 @@ def refuse_pickled(names: list[str], where: str) -> None:
 # --- datasets ---------------------------------------------------------------------------------------------------------------------------------
 
 _BLOCK = 1 << 20
+_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
@@ -270,22 +271,22 @@ def open_remote(repository: Repository, file: RemoteFile, hub: HubConfig) -> io.
     """The file as a seekable stream that fetches only the blocks that are read; out of the cache where it is there."""
     if repository.folder:
         return (repository.folder / file.path).open("rb", buffering=0)
-    from huggingface_hub import HfFileSystem, try_to_load_from_cache
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
     cached = try_to_load_from_cache(repository.name, file.path, cache_dir=hub.cache, revision=repository.commit, repo_type="dataset")
     if isinstance(cached, str):
         return Path(cached).open("rb", buffering=0)
-    fs = HfFileSystem(endpoint=hub.endpoint, skip_instance_cache=True)
-    path = f"datasets/{repository.name}@{repository.commit}/{file.path}"
-    inner = patiently(lambda: fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead", size=file.size), repository.name, hub)
-    return _Ranges(inner, file, repository.name, hub)
+    url = hf_hub_url(repository.name, file.path, repo_type="dataset", revision=repository.commit, endpoint=hub.endpoint)
+    return _Ranges(url, file.size, f"{repository.name}/{file.path}", hub)
 
 
 class _Ranges(io.RawIOBase):
-    """Reads a remote file by ranges; a broken transfer is taken up again where it stopped."""
+    """Reads a remote file block by block; a broken transfer is taken up again at the block where it stopped."""
 
-    def __init__(self, inner: Any, file: RemoteFile, name: str, hub: HubConfig) -> None:
-        self._inner, self._file, self._name, self._hub = inner, file, name, hub
+    def __init__(self, url: str, size: int, name: str, hub: HubConfig) -> None:
+        self._url, self._size, self._name, self._hub = url, size, name, hub
+        self._at = self._start = 0
+        self._block = b""
 
     def readable(self) -> bool:
         return True
@@ -294,22 +295,33 @@ class _Ranges(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._file.size}[whence]
-        return int(self._inner.seek(base + offset))
+        self._at = max(0, {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset)
+        return self._at
 
     def tell(self) -> int:
-        return int(self._inner.tell())
+        return self._at
 
     def readinto(self, buffer: Any) -> int:
-        data = patiently(lambda: self._read(len(buffer)), self._name, self._hub)
+        if self._at >= self._size:
+            return 0
+        if not self._start <= self._at < self._start + len(self._block):
+            self._start, self._block = self._at, patiently(self._fetch, self._name, self._hub)
+        first = self._at - self._start
+        data = self._block[first : first + len(buffer)]
         buffer[: len(data)] = data
+        self._at += len(data)
         return len(data)
 
-    def _read(self, size: int) -> bytes:
-        at = self.tell()
-        data: bytes = self._inner.read(size)
-        if not data and size and at < self._file.size:
-            raise ConnectionError(f"{self._file.path} ended at byte {at} of {self._file.size}")
+    def _fetch(self) -> bytes:
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+        start, end = self._at, min(self._at + _BLOCK, self._size)
+        headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        response = http_backoff("GET", self._url, headers=headers, timeout=_TIMEOUT, max_retries=0)  # `patiently` does the retries
+        hf_raise_for_status(response)
+        data: bytes = response.content if response.status_code == 206 else response.content[start:end]
+        if len(data) != end - start:
+            raise ConnectionError(f"{len(data)} bytes arrived where {end - start} were asked for (from byte {start} of {self._size})")
         return data
 
 

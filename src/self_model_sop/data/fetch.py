@@ -9,8 +9,9 @@ from __future__ import annotations
 import codecs
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,21 +96,14 @@ def _from_hub(run: Run[Config]) -> dict[str, Any]:
     notes: list[str] = []
     for split, paths in chosen.items():
         with _Writer(run.work, f"{config.name}__{split}", config.sample_limit) as out:
-            for path in paths if config.sample_limit is None else _while(out, paths):
-                out.add(_bring(repository, by_path[path], run), notes)
+            for path in takewhile(lambda _: not out.full, paths):
+                out.add(_bring(repository, by_path[path], run, out.left), notes)
             kept, quarantined = kept + out.kept, quarantined + out.quarantined
     size = sum(by_path[p].size for paths in chosen.values() for p in paths)
     return {
         "commit": repository.commit, "upstream_moved": moved, "splits": chosen, "source_bytes": size, "verified": config.sample_limit is None,
         "kept": kept, "quarantined": quarantined, "notes": notes,
     }  # fmt: skip
-
-
-def _while(out: _Writer, paths: Iterable[str]) -> Iterator[str]:
-    for path in paths:
-        if out.full:
-            return
-        yield path
 
 
 def _card(repository: Repository, config: Config) -> dict[str, Any]:
@@ -120,14 +114,14 @@ def _card(repository: Repository, config: Config) -> dict[str, Any]:
         return read_card((f.read(1 << 18) or b"").decode("utf-8", "replace"))
 
 
-def _bring(repository: Repository, file: RemoteFile, run: Run[Config]) -> Path:
+def _bring(repository: Repository, file: RemoteFile, run: Run[Config], rows: int | None) -> Path:
     """The file, or (with a limit) its first rows, on this disk."""
     config = run.config
-    if config.sample_limit is None:
+    if rows is None:
         console.note(f"fetching {file.path} ({file.size / 2**20:.1f} MiB)")
         return hub.download(repository, file, config.huggingface, force=config.force_download)
     with hub.open_remote(repository, file, config.huggingface) as stream:
-        return head(stream, file.path, config.sample_limit, run.work / ".head" / safe_name(file.path))
+        return head(stream, file.path, rows, run.work / ".head" / safe_name(file.path))
 
 
 def _moved(old: dict[str, Any] | None, commit: str | None) -> str | None:
@@ -210,9 +204,14 @@ class _Writer:
         self._f.close()
 
     @property
+    def left(self) -> int | None:
+        """Rows up to the limit; None without one."""
+        return None if self._limit is None else self._limit - self.kept
+
+    @property
     def full(self) -> bool:
         """True once the limit is reached."""
-        return self._limit is not None and self.kept >= self._limit
+        return self.left == 0
 
     def add(self, path: Path, notes: list[str]) -> None:
         """Append the rows of a file, up to the limit."""
@@ -261,6 +260,7 @@ def _lines(source: records.Source) -> Iterator[bytes]:
 
 def _summary(artifact: Artifact) -> list[str]:
     outputs = [o for o in artifact.manifest["outputs"] if not o["path"].endswith(".rejected.jsonl")]
+    outputs.sort(key=lambda o: (not o["path"].endswith("__train.jsonl"), o["path"]))
     lines = []
     first = next((o for o in outputs if o["path"].endswith(".jsonl")), None)
     if first:
@@ -296,6 +296,12 @@ def _upstream(artifact: Artifact) -> str:
     return f"upstream moved {commit[:12]} -> {now[:12]}; --force_download fetches the new one" if now and now != commit else ""
 
 
+def _next(config: Config) -> str:
+    folder = _target(config).folder
+    source = folder if config.local else folder / f"{config.name}__{config.split or 'train'}.jsonl"
+    return f"sop data process --input {source}" + (f" --subdir {config.data_subdir}" if config.data_subdir else "")
+
+
 class _Fetch(Stage[Config]):
     def run(self, config: Config, *, overwrite: bool = False, pipeline: str | None = None, again: bool = False) -> Artifact:
         return super().run(config, overwrite=overwrite, pipeline=pipeline, again=again or config.force_download)
@@ -311,7 +317,7 @@ STAGE = _Fetch(
     preflight=lambda config: list(_preflight(config)),
     plan=lambda config: [f"from {'local path' if config.local else 'hub id'}: {config.dataset_name}", f"to: {_target(config)}"],
     summary=_summary,
-    next=lambda config: f"sop data process --input {_target(config).folder}",
+    next=_next,
 )
 
 

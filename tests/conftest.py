@@ -1,0 +1,84 @@
+"""Fixtures for every test: a hub on loopback with the repositories that the documented commands name."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hub_server import Files, HubServer
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "data_process" / "sample_data"
+
+
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    """Rows as JSONL bytes."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _sample_rows(name: str) -> list[dict[str, Any]]:
+    rows = []
+    for line in (SAMPLE / name).read_text(encoding="utf-8").split("\n"):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [r for r in rows if isinstance(r, dict)]
+
+
+def medical_dataset() -> Files:
+    """The layout of shibing624/medical (JSONL files called .json in three folders), filled from the sample corpus."""
+    draw = random.Random(0)
+    texts = [re.sub(r"<[^>]+>|&\w+;", "", r["text"]) for r in _sample_rows("pretrain/health_articles.jsonl") if isinstance(r.get("text"), str)]
+    sentences = [s for t in texts for s in re.split(r"(?<=[。！？])\s*", t) if len(s) > 8]
+    passages = [{"text": "".join(draw.sample(sentences, 6))} for _ in range(1600)]
+    chats = [{k: r[k] for k in ("instruction", "input", "output")} for r in _sample_rows("finetune/health_instructions.jsonl") if r.get("output")]
+    pairs = [
+        {"question": r["prompt"], "response_chosen": r["chosen"], "response_rejected": r["rejected"]}
+        for r in _sample_rows("reward/health_preference.jsonl")
+        if {"prompt", "chosen", "rejected"} <= set(r)
+    ]
+    return {
+        "README.md": "---\nlicense: apache-2.0\nlanguage: [zh]\n---\n# 医疗数据\n".encode(),
+        "pretrain/train_encyclopedia.json": jsonl(passages[:1100]),
+        "pretrain/medical_book_zh.json": jsonl(passages[1100:1500]),
+        "pretrain/valid_encyclopedia.json": jsonl(passages[1500:1550]),
+        "pretrain/test_encyclopedia.json": jsonl(passages[1550:]),
+        "finetune/train_zh_0.json": jsonl(chats[:-40]),
+        "finetune/valid_zh_0.json": jsonl(chats[-40:-20]),
+        "finetune/test_zh_0.json": jsonl(chats[-20:]),
+        "reward/train.json": jsonl(pairs[:-20]),
+        "reward/valid.json": jsonl(pairs[-20:-10]),
+        "reward/test.json": jsonl(pairs[-10:]),
+    }
+
+
+def _model(make: Callable[[Path], Path], folder: Path) -> Callable[[], Files]:
+    return lambda: {p.name: p.read_bytes() for p in sorted(make(folder).iterdir()) if p.is_file()}
+
+
+@pytest.fixture(scope="session")
+def hub_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """One server for all tests; the documented repositories are made when they are first asked for."""
+    import tiny_models
+
+    folder = tmp_path_factory.mktemp("hub")
+    with HubServer() as server:
+        server.add_lazily("dataset", "shibing624/medical", medical_dataset)
+        server.add_lazily("model", "Qwen/Qwen2.5-0.5B-Instruct", _model(tiny_models.tiny_qwen, folder / "qwen"))
+        server.add_lazily("model", "bert-base-chinese", _model(tiny_models.tiny_bert, folder / "bert"))
+        yield server
+
+
+@pytest.fixture
+def hub(hub_session: HubServer) -> Iterator[HubServer]:
+    """The hub with nothing misbehaving; `hub.environment(tmp_path)` is the environment for a subprocess."""
+    hub_session.reset()
+    yield hub_session
+    hub_session.reset()
