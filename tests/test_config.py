@@ -186,3 +186,20 @@ def test_no_file_at_all(project: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(Config, None)
     assert "missing key 'name'" in str(caught.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Several:
+    models: dict[str, str] = option(help="name -> model", path="model", factory=dict)
+    texts: dict[str, Path] = option(help="name -> file", path="input", factory=dict)
+
+
+def test_maps_of_names_to_paths(project: Path) -> None:
+    (project / "m").mkdir()
+    (project / "t.txt").write_text("")
+    c = load(Several, file(project, "models: {a: ./m, b: owner/name}\ntexts: {t: t.txt}\n")).config
+    assert c.models == {"a": str(project / "m"), "b": "owner/name"} and c.texts == {"t": project / "t.txt"}
+    assert comparable(c) == {"models": {"a": None, "b": "owner/name"}}, "names and hub ids count, places do not"
+    with pytest.raises(ConfigError) as caught:
+        load(Several, file(project, "texts: {t: t.txt,\n  u: u.txt}\n"))
+    assert str(caught.value.problems[0]).startswith("config/c.yaml:2: texts.u: no such file or folder: u.txt")

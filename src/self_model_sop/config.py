@@ -106,7 +106,9 @@ def parse_override(text: str) -> Setting:
     return Setting(key, value, f"command line ({key}=...)", Path.cwd())
 
 
-def load(cls: type[T], path: Path | None, settings: Sequence[Setting] = (), *, check_paths: bool = True, pending: Sequence[Path] = (), uses: Sequence[str] | None = None) -> Loaded[T]:
+def load(
+    cls: type[T], path: Path | None, settings: Sequence[Setting] = (), *, check_paths: bool = True, pending: Sequence[Path] = (), uses: Sequence[str] | None = None
+) -> Loaded[T]:
     """Read `path` into `cls`, lay `settings` over it, and validate everything at once.
 
     Args:
@@ -192,17 +194,20 @@ def paths(cls: type) -> Iterator[tuple[Loc, Any]]:
         yield from (((*loc, key), role) for key, role in f.metadata.get("keys", {}).items() if role != "cosmetic")
 
 
-def _named(tree: Tree, loc: Loc) -> list[Loc]:
-    """The location itself, or, for a map of names to paths, that of each of its paths."""
-    value = tree.get(loc)
-    return [(*loc, key) for key in value] if isinstance(value, dict) else [loc]
+def _given_paths(cls: type, tree: Tree) -> list[tuple[Loc, PathRole, Any]]:
+    """(location, role, value) of the paths in a tree; those of a map of names to paths one by one."""
+    found: list[tuple[Loc, PathRole, Any]] = []
+    for loc, role in paths(cls):
+        value = tree.get(loc)
+        if role and isinstance(value, dict):
+            found += [((*loc, key), role, child) for key, child in value.items() if child is not None]
+        elif role and value is not None:
+            found.append((loc, role, value))
+    return found
 
 
 def _resolve_paths(cls: type, tree: Tree, base: Path) -> None:
-    for loc, role in [(at, role) for loc, role in paths(cls) if role for at in _named(tree, loc)]:
-        value = tree.get(loc)
-        if value is None:
-            continue
+    for loc, role, value in _given_paths(cls, tree):
         new = [_absolute(v, role, base) for v in value] if isinstance(value, list) else _absolute(value, role, base)
         if new != value:
             tree.set(loc, new, tree.where(loc))
@@ -232,9 +237,8 @@ def _is_path_like(name: str) -> bool:
 
 
 def _missing_paths(cls: type, tree: Tree, pending: Sequence[Path], uses: Sequence[str] | None) -> Iterator[Problem]:
-    for loc, role in [(at, role) for loc, role in paths(cls) if role in ("input", "model") for at in _named(tree, loc)]:
-        value = tree.get(loc)
-        if uses is not None and loc[0] not in uses:
+    for loc, role, value in _given_paths(cls, tree):
+        if role == "output" or (uses is not None and loc[0] not in uses):
             continue
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str) and item.startswith("/") and not Path(item).exists() and not any(Path(item).is_relative_to(p) for p in pending):
@@ -378,13 +382,17 @@ def comparable(config: Any, uses: Sequence[str] | None = None) -> dict[str, Any]
         for part in loc:
             value = None if value is None else getattr(value, part)
         role = f.metadata.get("path")
-        if role in ("input", "output") or (role == "model" and isinstance(value, str) and value.startswith("/")):
+        if role in ("input", "output") or (role == "model" and _local(value)):
             continue
-        if role == "model" and isinstance(value, Mapping):
-            value = {k: v for k, v in value.items() if not v.startswith("/")}
+        if role == "model" and isinstance(value, dict):
+            value = {name: None if _local(source) else source for name, source in value.items()}
         left_out = f.metadata.get("keys", {})
         out[".".join(map(str, loc))] = {k: v for k, v in plain(value).items() if k not in left_out} if left_out else plain(value)
     return out
+
+
+def _local(source: Any) -> bool:
+    return isinstance(source, str) and source.startswith("/")
 
 
 def plain(value: Any) -> Any:

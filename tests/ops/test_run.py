@@ -160,7 +160,7 @@ def test_all_problems_at_once_before_anything_runs(project: Path) -> None:
         (("lines: 5", "lines: five"), "lines: expected integer, got \"five\""),
         (("lines: 5", "lines: -5"), "lines: must not be negative"),
         (("with: {lines", "wiht: {lines"), "unknown key 'wiht'; did you mean 'with'?"),
-        (("stages:", "evaluation: {after: [frist]}\nstages:"), "evaluation.after: no stage 'frist'; did you mean 'first'?"),
+        (("stages:", "evaluation: {after: [first, frist], texts: {t: raw/head.txt}}\nstages:"), "evaluation.after: no stage 'frist'; did you mean 'first'?"),
     ],
 )
 def test_problems_of_a_pipeline(project: Path, change: tuple[str, str], expected: str) -> None:

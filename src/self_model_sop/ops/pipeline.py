@@ -252,23 +252,26 @@ class _Reader:
         if not entry.stage:
             self.bad((*loc, "stage"), f"{name}: {entry.name} makes no artifact", "it is a command to type, no stage of a pipeline")
             return None
-        stage = stage_of(entry)
+        stage, before = stage_of(entry), len(self.problems)
         settings = self._settings(name, loc, body, entry, stage, folders, ids)
         path = self._config_file(name, loc, body, entry)
-        before = len(self.problems)
         try:
             loaded = load(stage.config, path, settings, pending=[*folders.values()], uses=stage.uses)
             needs = needed(loaded, folders)
             target = stage.output(loaded.config)
             if not needs:  # what earlier stages will make may lie there in an older form: their readers are checked when their turn comes
-                self.problems += preflight_problems(stage, loaded)
+                self._take(preflight_problems(stage, loaded), name, loc)
         except ConfigError as error:
-            self.problems += [p if _has_line(p) else Problem(self.tree.where(loc), f"{name}: {p.what}", p.fix) for p in error.problems]
+            self._take(error.problems, name, loc)
         except SopError as error:
             self.bad(loc, f"{name}: {error.what}", error.fix or "")
         if len(self.problems) > before:
             return None
         return Step(name, entry, stage, path, tuple(settings), loaded.config, target, needs)
+
+    def _take(self, found: Sequence[Problem], name: str, loc: Loc) -> None:
+        """Problems of a stage; those that have no line of their own get that of the stage."""
+        self.problems += [p if _has_line(p) else Problem(self.tree.where(loc), f"{name}: {p.what}", p.fix) for p in found]
 
     def _config_file(self, name: str, loc: Loc, body: Mapping[str, Any], entry: Entry) -> Path | None:
         given = body.get("config")
