@@ -6,7 +6,9 @@ names: JSONL and text are copied byte for byte, JSON, CSV and Parquet become JSO
 
 from __future__ import annotations
 
+import base64
 import codecs
+import math
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -226,6 +228,10 @@ class _Writer:
             self.kept += 1
 
     def _converted(self, source: records.Source) -> Iterator[bytes]:
+        if source.kind == "parquet":
+            for row in records.parquet_rows(source.path):
+                yield _json_line(row)
+            return
         for record in source:
             if record.row is None:
                 self._reject(record)
@@ -239,6 +245,29 @@ class _Writer:
         row = {"file": Path(record.file).name, "line": record.line, "reason": record.error, "start": record.raw[:200]}
         with self._rejected.open("a", encoding="utf-8") as f:
             f.write(records.dumps(row) + "\n")
+
+
+def _json_line(row: dict[str, Any]) -> bytes:
+    """A Parquet row as JSON. What JSON has no word for: NaN becomes null, decimals and times text, bytes text or base64."""
+    try:
+        return records.dumps(row).encode()
+    except (TypeError, ValueError):
+        return records.dumps(_plain(row)).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    return value if value is None or isinstance(value, (str, int)) else value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _lines(source: records.Source) -> Iterator[bytes]:

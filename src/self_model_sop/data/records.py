@@ -7,27 +7,21 @@ Lines end at `\\n` only, so U+2028 inside a text stays. Memory is bounded by `ma
 from __future__ import annotations
 
 import codecs
-import csv
-import gzip
-import io
 import json
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from ..errors import DATA, ENVIRONMENT, SopError, missing_extra
+from ..errors import DATA, SopError
+from .encodings import FREE_BYTES, MAX_LINE_BYTES, MAX_RATIO, detect_encoding, has_surrogate, open_bytes, text_lines
+
+__all__ = ["COMPRESSED", "FREE_BYTES", "MAX_LINE_BYTES", "MAX_RATIO", "Record", "Source", "files_of", "kind_of", "parse_object", "read", "source", "write_jsonl"]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
 COMPRESSED = (".gz", ".zst")
-MAX_LINE_BYTES = 10_000_000
 MAX_DEPTH = 100
-MAX_RATIO = 200  # unpacked bytes per stored byte; text reaches about 20
-FREE_BYTES = 64 << 20  # so much is unpacked before the ratio is looked at
-_CHUNK = 1 << 20
-_DAMAGED = "the file is damaged or its suffix is wrong; fetch it again"
-_BOMB = "this looks like a decompression bomb; unpack it yourself if it is wanted"
 
 
 class Record(NamedTuple):
@@ -116,169 +110,6 @@ def _check_readable(path: Path) -> None:
         raise SopError("no permission to read", where=str(path), fix="check the file's owner and mode") from None
 
 
-# --- bytes --------------------------------------------------------------------------------------------------------------------------------
-
-
-class _Bounded(io.RawIOBase):
-    """An unpacked stream that stops where it unpacks to more than MAX_RATIO times its file."""
-
-    def __init__(self, inner: Any, path: Path) -> None:
-        self._inner, self._path, self._count = inner, path, 0
-        self._limit = max(FREE_BYTES, path.stat().st_size * MAX_RATIO)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._inner.read(len(buffer))
-        except Exception as error:  # OSError, EOFError, zlib.error, and zstandard's own class, which is imported only where needed
-            raise SopError(f"cannot unpack: {error}", where=str(self._path), fix=_DAMAGED, code=DATA) from None
-        self._count += len(data)
-        if self._count > self._limit:
-            raise SopError(f"unpacks to more than {MAX_RATIO} times its size", where=str(self._path), fix=_BOMB, code=DATA)
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._inner.close()
-        super().close()
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked while reading where its suffix or its first bytes say so."""
-    with path.open("rb") as f:
-        magic = f.read(4)
-    if path.suffix == ".gz" or magic[:2] == b"\x1f\x8b":
-        return io.BufferedReader(_Bounded(gzip.open(path, "rb"), path), _CHUNK)
-    if path.suffix == ".zst" or magic == b"\x28\xb5\x2f\xfd":
-        try:
-            import zstandard
-        except ImportError:
-            raise missing_extra("zstandard", "zstd") from None
-        return io.BufferedReader(_Bounded(zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(path.open("rb")), path), _CHUNK)
-    return path.open("rb", buffering=_CHUNK)
-
-
-def _byte_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes, bool]]:
-    """(line number, line without its end, complete?) for every line; of a line longer than `limit` only the start."""
-    with open_bytes(path) as f:
-        number = 0
-        while line := f.readline(limit + 2):
-            number += 1
-            complete = len(line.rstrip(b"\r\n")) <= limit
-            if not complete:
-                tail = line
-                while tail and not tail.endswith(b"\n"):
-                    tail = f.readline(_CHUNK)
-                line = line[:1000]
-            yield number, line.removesuffix(b"\n").removesuffix(b"\r"), complete
-
-
-# --- encodings ----------------------------------------------------------------------------------------------------------------------------
-
-_BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-
-
-def detect_encoding(path: Path) -> str:
-    """utf-8, gb18030, or (by its byte order mark) utf-16/utf-32: the one in which most lines of the whole file can be decoded; utf-8 where equal."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with open_bytes(path) as f:
-        head = f.read(4)
-        marked = next((name for bom, name in _BOMS if head.startswith(bom)), None)
-        if marked:
-            return marked
-        try:
-            chunk = head
-            while chunk:
-                decoder.decode(chunk)
-                chunk = f.read(_CHUNK)
-            decoder.decode(b"", final=True)
-            return "utf-8"
-        except UnicodeDecodeError:
-            pass
-    good = {"utf-8": 0, "gb18030": 0}
-    for _, line, complete in _byte_lines(path, MAX_LINE_BYTES):
-        if complete and not line.isascii():
-            for name in good:
-                good[name] += decodable(line, name)
-    return "gb18030" if good["gb18030"] > good["utf-8"] else "utf-8"
-
-
-def decodable(line: bytes, encoding: str) -> bool:
-    """True if the bytes are valid in the encoding."""
-    try:
-        line.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def likely_encoding(path: Path) -> str:
-    """A guess for a file that could not be decoded: the encoding in which most of its first lines are valid."""
-    with open_bytes(path) as f:
-        sample = f.read(1 << 16)
-    if sample.count(0) > len(sample) // 4:
-        return "utf-16"
-    lines = [x for x in sample.split(b"\n")[:-1] or [sample] if not x.isascii()]
-    scores = {name: sum(decodable(x, name) for x in lines) for name in ("utf-8", "gb18030", "big5", "euc_jp", "shift_jis")}
-    best = max(scores, key=lambda n: scores[n])
-    return best if scores[best] else "unknown (binary data?)"
-
-
-def text_lines(src: Source) -> Iterator[tuple[int, str, str | None]]:
-    """(line number, text, error) for every line of a text file; error is line_too_long or undecodable."""
-    if src.encoding.startswith(("utf-16", "utf-32")):
-        yield from _wide_lines(src)
-        return
-    for number, line, complete in _byte_lines(src.path, src.max_line_bytes):
-        if number == 1 and src.encoding == "utf-8":
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if not complete:
-            yield number, line.decode(src.encoding, "replace"), "line_too_long"
-            continue
-        try:
-            yield number, line.decode(src.encoding), None
-        except UnicodeDecodeError:
-            yield number, line.decode(src.encoding, "replace"), "undecodable"
-
-
-def _wide_lines(src: Source) -> Iterator[tuple[int, str, str | None]]:
-    """Lines of UTF-16/32, where a newline is no single byte; `surrogatepass` keeps the damage inside its line."""
-    decoder = codecs.getincrementaldecoder(src.encoding)("surrogatepass" if src.encoding.startswith("utf-16") else "replace")
-    number, rest, skipping = 0, "", False
-    with open_bytes(src.path) as f:
-        while True:
-            chunk = f.read(_CHUNK)
-            try:
-                text = decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError:
-                text = "\udc00"  # a cut last character
-            *whole, rest = (rest + text).split("\n")
-            for line in whole if chunk else [*whole, *([rest] if rest else [])]:
-                if skipping:
-                    skipping = False
-                    continue
-                number += 1
-                bad = _has_surrogate(line)
-                yield number, line.removesuffix("\r").encode("utf-8", "replace").decode() if bad else line.removesuffix("\r"), "undecodable" if bad else None
-            if not chunk:
-                return
-            if len(rest) > src.max_line_bytes:
-                if not skipping:
-                    number += 1
-                    yield number, rest[:1000], "line_too_long"
-                rest, skipping = "", True
-
-
-def _has_surrogate(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
 # --- JSON ---------------------------------------------------------------------------------------------------------------------------------
 
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.S)
@@ -323,7 +154,7 @@ def check_object(value: Any, text: str) -> tuple[dict[str, Any] | None, str | No
     if "\\u" in text:
         if "\\u0000" in text and any("\0" in s for s in strings(value)):
             return None, "nul"
-        if ("\\ud" in text or "\\uD" in text) and any(map(_has_surrogate, strings(value))):
+        if ("\\ud" in text or "\\uD" in text) and any(map(has_surrogate, strings(value))):
             return None, "lone_surrogate"
     return value, None
 
@@ -351,7 +182,7 @@ def _depth(text: str) -> int:
 
 def _read_jsonl(src: Source) -> Iterator[Record]:
     name = str(src.path)
-    for number, text, error in text_lines(src):
+    for number, text, error in text_lines(src.path, src.encoding, src.max_line_bytes):
         if error is None and not text.strip(" \t\r"):
             continue
         row, wrong = (None, error) if error else parse_object(text)
@@ -424,12 +255,9 @@ def _elements(text: str, at: int, name: str) -> Iterator[Record]:
         at = end
 
 
-# --- tables and text ----------------------------------------------------------------------------------------------------------------------
-
-
 def _read_txt(src: Source) -> Iterator[Record]:
     name = str(src.path)
-    for number, text, error in text_lines(src):
+    for number, text, error in text_lines(src.path, src.encoding, src.max_line_bytes):
         if error is None and not text.strip():
             continue
         if error is None and "\0" in text:
@@ -437,117 +265,30 @@ def _read_txt(src: Source) -> Iterator[Record]:
         yield Record({"text": text} if error is None else None, name, number, error, text[:1000])
 
 
-def _read_csv(src: Source) -> Iterator[Record]:
-    name, delimiter = str(src.path), "\t" if src.kind == "tsv" else ","
-    csv.field_size_limit(src.max_line_bytes)
-    broken: dict[int, str] = {}
+def _table(src: Source) -> Iterator[Record]:
+    from .tables import read_csv, read_parquet  # pyarrow is heavy
 
-    def lines() -> Iterator[str]:
-        for number, text, error in text_lines(src):
-            if error or "\0" in text:
-                broken[number] = error or "nul"
-                text = text.replace("\0", "\ufffd").replace('"', "")
-            yield text + "\n"
-
-    reader = csv.reader(lines(), delimiter=delimiter, strict=False)
-    header: list[str] | None = None
-    at = 1
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error:
-            yield Record(None, name, at, "bad_csv", "")
-            at = reader.line_num + 1
-            continue
-        if cells is None:
-            return
-        number, at = at, reader.line_num + 1
-        wrong = next((broken[n] for n in range(number, at) if n in broken), None)
-        if not cells:
-            continue
-        if header is None:
-            header = [c.strip() for c in cells]
-            continue
-        if wrong is None and len(cells) != len(header):
-            wrong = "column_count"
-        raw = delimiter.join(cells)[:1000]
-        yield Record(dict(zip(header, cells, strict=True)) if wrong is None else None, name, number, wrong, raw)
-
-
-def _read_parquet(src: Source) -> Iterator[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    name, size = str(src.path), src.path.stat().st_size
-    limit = max(FREE_BYTES, size * MAX_RATIO)
-    bomb = SopError(f"declares more than {MAX_RATIO} times its size", where=name, fix=_BOMB, code=DATA)
-    try:
-        file = pq.ParquetFile(src.path)
-        meta = file.metadata
-        groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
-        declared = sum(g.total_byte_size for g in groups)
-        values = sum(g.column(c).num_values for g in groups for c in range(g.num_columns))
-        if declared > limit or values > limit:
-            raise bomb
-        strings_ = [f.name for f in file.schema_arrow if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-        file = pq.ParquetFile(src.path, read_dictionary=strings_)
-        number = total = 0
-        for batch in file.iter_batches(batch_size=256):
-            total += _decoded_bytes(batch)
-            if total > limit:
-                raise bomb
-            for row in batch.to_pylist():
-                number += 1
-                wrong = _table_row_fault(row)
-                yield Record(row if wrong is None else None, name, number, wrong, "" if wrong is None else str(row)[:1000])
-    except (pa.ArrowException, OSError) as error:
-        raise SopError(f"cannot read this Parquet file: {str(error).splitlines()[0]}", where=name, fix=_DAMAGED, code=DATA) from None
-    except MemoryError:
-        raise SopError("too little memory to read this Parquet file", where=name, code=ENVIRONMENT) from None
-
-
-def _decoded_bytes(batch: Any) -> int:
-    """Bytes of a record batch once every dictionary value is written out."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    total = 0
-    for column in batch.columns:
-        if pa.types.is_dictionary(column.type):
-            lengths = pc.binary_length(column.dictionary)
-            total += pc.sum(pc.take(lengths, column.indices).cast(pa.int64())).as_py() or 0
-        else:
-            total += column.nbytes
-    return total
-
-
-def _table_row_fault(row: dict[str, Any]) -> str | None:
-    try:
-        json.dumps(row, allow_nan=False, default=_jsonable)
-    except ValueError:
-        return "not_finite"
-    except TypeError:
-        return "not_json"
-    return "nul" if any("\0" in s for s in strings(row)) else None
-
-
-def _jsonable(value: Any) -> Any:
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    raise TypeError(type(value).__name__)
+    yield from read_parquet(src) if src.kind == "parquet" else read_csv(src)
 
 
 _READERS: dict[str, Callable[[Source], Iterator[Record]]] = {
-    "jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet, "csv": _read_csv, "tsv": _read_csv, "txt": _read_txt,
+    "jsonl": _read_jsonl, "json": _read_json, "txt": _read_txt, "parquet": _table, "csv": _table, "tsv": _table,
 }  # fmt: skip
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------------------------
 
 
+def jsonable(value: Any) -> Any:
+    """Dates and times of tables as ISO text; anything else has no JSON form."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    raise TypeError(type(value).__name__)
+
+
 def dumps(row: dict[str, Any]) -> str:
     """A row as one line of JSON, without the newline; key order kept, no escapes but those that JSON needs."""
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_jsonable)
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=jsonable)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
