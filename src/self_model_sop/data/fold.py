@@ -1,0 +1,53 @@
+"""What two texts are compared by: width, case, compatibility forms, traditional/simplified and whitespace folded away. The kept text is never changed."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ALPHABETS = 0x530  # Latin, Greek, Cyrillic lie below
+
+
+@lru_cache(maxsize=1)
+def _table() -> NDArray[np.uint32]:
+    """The folded form of every code point, 0 for whitespace and invisible characters, [0x110000]; characters whose folded form is longer stay."""
+    import numpy as np
+
+    table = np.arange(0x110000, dtype=np.uint32)
+    for point in [*range(0xD800), *range(0xE000, 0x10000)]:
+        char = chr(point)
+        folded = unicodedata.normalize("NFKC", char).casefold()
+        if char.isspace() or unicodedata.category(char) in ("Cc", "Cf"):
+            table[point] = 0
+        elif len(folded) == 1:
+            table[point] = ord(folded)
+    simplified = np.arange(0x110000, dtype=np.uint32)
+    for line in Path(__file__).with_name("traditional.txt").read_text(encoding="utf-8").splitlines()[1:]:
+        for pair in line.split():
+            simplified[ord(pair[0])] = ord(pair[1])
+    return simplified[table]
+
+
+def key_of(codes: NDArray[np.uint32]) -> bytes:
+    """16 bytes that are equal for texts with the same folded form. `codes`: code points, [chars].
+
+    Between two letters or digits of an alphabet whitespace counts as one space (`now here` is not `nowhere`), elsewhere as nothing.
+    """
+    import numpy as np
+
+    folded = _table()[codes]
+    at = np.flatnonzero(folded)
+    kept = folded[at]
+    word = kept < _ALPHABETS
+    word &= (kept >= 0x80) | ((kept >= 0x30) & (kept < 0x3A)) | ((kept >= 0x61) & (kept < 0x7B))
+    apart = np.flatnonzero((np.diff(at) > 1) & word[1:] & word[:-1])
+    if len(apart):
+        kept = np.insert(kept, apart + 1, 0x20)
+    return hashlib.blake2b(kept.tobytes(), digest_size=16).digest()

@@ -1,0 +1,234 @@
+"""`data.process`: clean, filter, deduplicate, split. Structure goes in and comes out; every row is accounted for.
+
+total + pieces of split documents = kept + dropped by reason + quarantined, checked before anything is published.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import console
+from ..artifact import Target
+from ..config import option
+from ..errors import DATA, SopError
+from ..stage import Artifact, Run, Stage, stage_main
+from .clean import CleanConfig
+from .encodings import MAX_LINE_BYTES, likely_encoding
+from .filters import FilterConfig
+from .pii import DEFAULT_RULES, RULES
+from .rows import Rules
+from .sets import InputFile, Sets, find
+
+ALWAYS_SHOWN = ("duplicates", "near_duplicates", "too_short", "too_long")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessConfig:
+    """`process:` the documented settings."""
+
+    min_chars: int = option(10, "rows with fewer characters of text are dropped (too_short)", flag="--min_chars")
+    max_chars: int = option(100_000, "longer dialogues are dropped (too_long), longer pretraining documents split", flag="--max_chars")
+    split_long: bool = option(True, "split pretraining documents longer than max_chars at paragraph borders; off: drop them", flag="--split_long")
+    max_turns: int | None = option(None, "dialogues with more user turns are dropped; none: any number", flag="--max_turns")
+    dedup: bool = option(True, "drop rows whose text repeats an earlier one (width, case, traditional/simplified and whitespace folded)", flag="--dedup")
+    near_dedup: bool = option(True, "drop rows whose character 5-grams are nearly those of an earlier one", flag="--near_dedup")
+    jaccard_threshold: float = option(0.8, "how similar: Jaccard of the 5-gram sets, exact", flag="--jaccard_threshold")
+    sentiment_filter: bool = option(False, "drop abuse and angry spam by a small lexicon (data/filters.py says the rule)", flag="--sentiment_filter")
+    to_parquet: bool = option(False, "write Parquet beside JSONL", flag="--to_parquet")
+    validation_ratio: float = option(0.05, "share of rows for validation, by content hash; 0: none", flag="--validation_ratio")
+    validation_min: int = option(8, "small sets get so many validation rows, but never more than a fifth")
+    decontaminate: tuple[Path, ...] = option((), "evaluation files; rows that share 13 characters in a row with them are dropped", path="input", flag="--decontaminate")
+    pii: Literal["mask", "drop", "keep"] = option("mask", "personal data: replaced by a label, or the row dropped, or left", flag="--pii")
+    pii_rules: tuple[str, ...] = option(DEFAULT_RULES, f"which kinds; known: {', '.join(RULES)}")
+    max_bad_ratio: float = option(0.01, "more unreadable rows than this share (and more than 10) stop the run with exit code 3", flag="--max_bad_ratio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """config/data_config/process.yaml."""
+
+    input: tuple[Path, ...] | Path = option((Path("data_process/fetch_data"),), "a file, several files, or a folder", path="input", flag="--input")
+    output_dir: Path = option(Path("data_process/final_data"), "sets go to <output_dir>/<set>/", path="output", flag="--output_dir")
+    subdir: str | None = option(None, "put everything into this one set: pretrain, finetune, reward; none: by subfolder, else by the rows' format", flag="--subdir")
+    output: Path | None = option(None, "write the kept rows to this one file instead, without a validation part", path="output", flag="--output")
+    encoding: Literal["auto", "utf-8", "gb18030", "gbk", "utf-16", "big5"] = option("auto", "auto: per file, UTF-8 else GB18030, or by byte order mark", flag="--encoding")
+    text_fields: tuple[str, ...] = option((), "fields that make up the text of pretraining rows; empty: by the format", flag="--text_fields")
+    columns: dict[str, str] = option(help="their field name -> ours (question: instruction)", factory=dict)
+    max_line_bytes: int = option(MAX_LINE_BYTES, "longer lines are quarantined")
+    process: ProcessConfig = option(factory=ProcessConfig)
+    clean: CleanConfig = option(factory=CleanConfig)
+    filters: FilterConfig = option(factory=FilterConfig)
+    workers: int = option(1, "processes; the result is the same for any number", cosmetic=True, flag="--workers")
+
+    def inputs(self) -> list[Path]:
+        """The input paths as a list."""
+        return [self.input] if isinstance(self.input, Path) else list(self.input)
+
+
+# --- the stage's answers ------------------------------------------------------------------------------------------------------------------
+
+
+def output(config: Config) -> Target:
+    """One set: its own folder (or the one file); several: the output folder."""
+    if config.output is not None:
+        return Target(config.output.parent, config.output.name.removesuffix(".jsonl"))
+    return Target(config.output_dir / config.subdir if config.subdir else config.output_dir)
+
+
+def inputs(config: Config) -> dict[str, Path | None]:
+    """Inputs under names that hold the file names, because `_source` does."""
+    named: dict[str, Path | None] = {f"input {i}: {p.name}": p for i, p in enumerate(config.inputs())}
+    return named | {f"decontaminate {i}: {p.name}": p for i, p in enumerate(config.process.decontaminate)}
+
+
+def preflight(config: Config) -> list[tuple[str, str, str]]:
+    """What cannot work, before anything is read."""
+    p, problems = config.process, []
+    if config.subdir is not None and not re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,63}", config.subdir):
+        problems.append(("subdir", "must be the plain name of one folder", "for example: pretrain"))
+    if not config.inputs():
+        problems.append(("input", "nothing to read", "give a file or a folder"))
+    if not 0 <= p.min_chars <= p.max_chars:
+        problems.append(("process.min_chars", f"must lie between 0 and max_chars ({p.max_chars})", ""))
+    if p.max_chars < 100:
+        problems.append(("process.max_chars", "must be at least 100", ""))
+    if not 0 < p.jaccard_threshold <= 1:
+        problems.append(("process.jaccard_threshold", "must lie above 0 and be at most 1", "0.8"))
+    if not 0 <= p.validation_ratio <= 0.5:
+        problems.append(("process.validation_ratio", "must lie between 0 and 0.5", "0.05"))
+    problems += [("process.pii_rules", f"unknown rule {name!r}", "known: " + ", ".join(RULES)) for name in p.pii_rules if name not in RULES]
+    if config.workers < 1:
+        problems.append(("workers", "must be at least 1", ""))
+    into = output(config).folder.resolve()
+    for path in config.inputs():
+        if path.is_dir() and into.is_relative_to(path.resolve()):
+            problems.append(("output_dir", f"lies inside the input folder {path}: a later run would read its own output", "choose another folder"))
+    return problems
+
+
+def plan(config: Config) -> list[str]:
+    """What would be read, for --dry-run."""
+    sets = _find(config)
+    lines = [f"{name}: {f.source.path} ({f.source.kind}{', ' + f.source.encoding if f.source.encoding else ''})" for name, files in sets.files.items() for f in files]
+    return [*lines, *(f"left alone: {item}" for item in sets.left_alone)]
+
+
+def _find(config: Config) -> Sets:
+    return find(config.inputs(), config.subdir, config.encoding, text_fields=config.text_fields, columns=config.columns, max_line_bytes=config.max_line_bytes)
+
+
+def summary(done: Artifact) -> list[str]:
+    """The table of the run: files with format and encoding, then the funnel of each set."""
+    stats = done.stats
+    lines = [f"  {f['name']}: {f['format']}, {f['encoding'] or 'binary'}, {f['rows']:,} rows -> {f['set']}" for f in stats["files"]]
+    lines += [f"  left alone: {item}" for item in stats["left_alone"]]
+    if stats["pii"]:
+        lines.append("  personal data: " + ", ".join(f"{k} {v}" for k, v in stats["pii"].items()))
+    return [*lines, *funnel(stats["sets"])]
+
+
+def funnel(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The reconciling table: one column per set."""
+    columns = [_column(s) for s in sets.values()]
+    reasons = sorted({r for c in columns for r in c if c[r]} - set(ALWAYS_SHOWN) - {"total", "added by splitting", "kept", "train", "validation", "quarantined"})
+    rows = ["total", *(["added by splitting"] if any(c["added by splitting"] for c in columns) else []), "kept", "train", "validation", *ALWAYS_SHOWN, *reasons, "quarantined"]
+    width = max(map(len, rows)) + 4
+    table = [f"{'':<{width}}" + "".join(f"{name:>14}" for name in sets)]
+    for row in rows:
+        label = f"  {row}" if row in ("train", "validation") else row
+        table.append(f"{label:<{width}}" + "".join(f"{c.get(row, 0):>14,}" for c in columns))
+    return table
+
+
+def _column(s: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        "total": s["total"], "added by splitting": s["added_by_split"], "kept": s["kept"], "train": s["train"], "validation": s["validation"], **s["dropped"],
+        "quarantined": sum(s["quarantined"].values()),
+    }  # fmt: skip
+
+
+# --- build --------------------------------------------------------------------------------------------------------------------------------
+
+
+def build(run: Run[Config]) -> dict[str, Any]:
+    """Every set in turn; then the checks that concern all of them."""
+    from .funnel import SetRun
+
+    config = run.config
+    sets = _find(config)
+    if config.output is not None and len(sets.files) > 1:
+        raise SopError(f"--output is one file, the input holds several sets: {', '.join(sets.files)}", fix="use --output_dir, or choose one with --subdir")
+    totals: dict[str, dict[str, Any]] = {}
+    files: list[dict[str, Any]] = []
+    pii: Counter[str] = Counter()
+    for name, members in sets.files.items():
+        folder = run.work if config.subdir or config.output else run.work / name
+        folder.mkdir(exist_ok=True)
+        stem = config.output.name.removesuffix(".jsonl") if config.output else ""
+        done = SetRun(name, members, rules_of(config, name, members), config.process, folder, stem=stem, workers=config.workers).run()
+        _check_encoding(members, done.undecodable)
+        totals[name] = done.stats
+        files += done.files
+        pii += done.pii
+    _check_bad(totals, config.process.max_bad_ratio, files)
+    for name, s in totals.items():
+        if s["kept"] == 0:
+            console.warn(f"set {name}: no rows " + ("were kept" if s["total"] else "in the input"))
+    return {"sets": totals, "files": files, "left_alone": sets.left_alone, "pii": dict(sorted(pii.items()))}
+
+
+def rules_of(config: Config, name: str, members: Sequence[InputFile]) -> Rules:
+    """The rules for the rows of one set."""
+    p = config.process
+    return Rules(
+        set_name=name, min_chars=p.min_chars, max_chars=p.max_chars, max_turns=p.max_turns, split_long=p.split_long, sentiment=p.sentiment_filter, text_fields=config.text_fields,
+        columns=config.columns, clean=config.clean, filters=config.filters, pii=p.pii, pii_rules=p.pii_rules, names=tuple(f.name for f in members),
+        want_text=p.near_dedup or bool(p.decontaminate) or p.validation_ratio > 0,
+    )  # fmt: skip
+
+
+def _check_encoding(members: Sequence[InputFile], undecodable: Mapping[int, tuple[int, int]]) -> None:
+    """A file most of which cannot be decoded was read in the wrong encoding: say which one fits."""
+    for i, (bad, rows) in undecodable.items():
+        if bad * 2 > rows:
+            path, used = members[i].source.path, members[i].source.encoding
+            likely = likely_encoding(path)
+            raise SopError(f"{bad} of {rows} lines are not valid {used}; the file is probably {likely}", where=str(path), fix=f"--encoding {likely}", code=DATA)
+
+
+def _check_bad(totals: Mapping[str, Mapping[str, Any]], most: float, files: Sequence[Mapping[str, Any]]) -> None:
+    total, bad = sum(s["total"] for s in totals.values()), Counter[str]()
+    for s in totals.values():
+        bad.update(s["quarantined"])
+    if bad.total() > max(10, most * total):
+        reasons = ", ".join(f"{k} {v}" for k, v in bad.most_common(5))
+        first = next((f["first_bad"] for f in files if f["first_bad"]), "")
+        raise SopError(
+            f"{bad.total()} of {total} rows cannot be read ({reasons}); first: {first}", code=DATA,
+            fix="look at the rows; if they may go, raise process.max_bad_ratio (--max_bad_ratio 1.0 accepts any number)",
+        )  # fmt: skip
+
+
+def following(config: Config) -> str:
+    """The next command."""
+    return {"finetune": "sop train sft", "reward": ""}.get(config.subdir or "", "sop tokenizer baseline")
+
+
+STAGE = Stage(
+    name="data.process", version=1, config=Config, output=output, build=build, inputs=inputs, preflight=preflight, plan=plan, summary=summary, next=following,
+)  # fmt: skip
+
+
+def run(config: Config) -> Artifact:
+    """Process data; the artifact's folder holds the sets."""
+    return STAGE.run(config)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return stage_main(STAGE, argv)
