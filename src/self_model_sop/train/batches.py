@@ -1,0 +1,122 @@
+"""Items -> tensors. Segments in one row never see one another: position ids restart, and there is no attention mask to say otherwise.
+
+On a causal model right padding needs no mask either: no real token looks at what comes after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from .packing import Item, best_fit
+from .tokens import Segment
+
+Layout = Literal["padded", "compact", "flat"]
+IGNORE = -100
+
+
+def _facts(items: Sequence[Item]) -> dict[str, Any]:
+    """What the trainer counts and takes out before the model sees the batch: example numbers `[n]` and real tokens."""
+    import torch
+
+    return {"examples": torch.tensor([e for item in items for e in item.examples]), "tokens": torch.tensor(sum(len(s.ids) for item in items for s in item.segments))}
+
+
+@dataclass(frozen=True)
+class CausalCollator:
+    """Batches for next-token prediction.
+
+    Args:
+        pad_id: fills the end of short rows; its labels are ignored.
+        layout: `padded` one item a row; `compact` segments best-fitted into rows as wide as the longest; `flat` all in one row (padding-free).
+        keep: `none` logits of every position; `index` or `mask`: only of positions that are learned (`index` needs a single row, so `mask` where there are more).
+        multiple_of: rows are padded to a multiple of this.
+    """
+
+    pad_id: int
+    layout: Layout = "padded"
+    keep: Literal["none", "index", "mask"] = "none"
+    multiple_of: int = 1
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Tensors `input_ids`, `position_ids`, `labels` `[rows, width]` (int64), `examples` `[n]`, `tokens` (a number); with `keep`, labels of the kept positions only."""
+        import torch
+
+        rows = self._rows(items)
+        width = max(sum(len(s.ids) for s in row) for row in rows)
+        width = -(-width // self.multiple_of) * self.multiple_of
+        ids = np.full((len(rows), width), self.pad_id, np.int64)
+        labels = np.full((len(rows), width), IGNORE, np.int64)
+        positions = np.tile(np.arange(width), (len(rows), 1))
+        for r, row in enumerate(rows):
+            at = 0
+            for segment in row:
+                n = len(segment.ids)
+                ids[r, at : at + n] = segment.ids
+                labels[r, at + 1 : at + n] = np.where(segment.supervised[1:], segment.ids[1:], IGNORE)
+                positions[r, at : at + n] = np.arange(n)
+                at += n
+            positions[r, at:] = np.arange(at, width) if len(row) == 1 else np.arange(width - at)
+        batch = {"input_ids": torch.from_numpy(ids), "position_ids": torch.from_numpy(positions), "labels": torch.from_numpy(labels)}
+        return self._narrowed({**batch, **_facts(items)})
+
+    def _rows(self, items: Sequence[Item]) -> list[list[Segment]]:
+        if self.layout == "padded":
+            return [item.segments for item in items]
+        segments = [s for item in items for s in item.segments]
+        if self.layout == "flat":
+            return [segments]
+        lengths = [len(s.ids) for s in segments]
+        return [[segments[i] for i in row] for row in best_fit(lengths, max(lengths))]
+
+    def _narrowed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Ask the model for the logits of learned positions only; their labels come already shifted."""
+        import torch
+
+        rows = len(batch["labels"])
+        if self.keep == "none" or (self.keep == "index" and rows > 1):
+            return batch
+        shifted = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+        mask = shifted != IGNORE
+        batch["logits_to_keep"] = mask[0].nonzero()[:, 0] if rows == 1 else mask
+        kept = shifted[mask]
+        batch["labels"] = batch["shift_labels"] = kept[None] if rows == 1 else kept
+        return batch
+
+
+@dataclass(frozen=True)
+class MaskedCollator:
+    """Batches for masked-token prediction (BERT, arXiv 1810.04805): of the chosen tokens 80 % become [MASK], 10 % another token, 10 % stay.
+
+    Segments of one row are kept apart by a block-diagonal attention mask, since masked models look both ways.
+    """
+
+    pad_id: int
+    mask_id: int
+    vocabulary: int
+    special: frozenset[int]
+    share: float = 0.15
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Tensors `input_ids`, `labels`, `attention_mask` `[rows, width]`, `examples` `[n]` and `tokens`. Draws from torch's generator."""
+        import torch
+
+        segments = [s for item in items for s in item.segments]
+        width = max(len(s.ids) for s in segments)
+        ids = torch.full((len(segments), width), self.pad_id)
+        attention = torch.zeros((len(segments), width), dtype=torch.long)
+        for r, segment in enumerate(segments):
+            ids[r, : len(segment.ids)] = torch.from_numpy(np.asarray(segment.ids, np.int64))
+            attention[r, : len(segment.ids)] = 1
+        ordinary = attention.bool() & ~torch.isin(ids, torch.tensor(sorted(self.special)))
+        chosen = ordinary & (torch.rand(ids.shape) < self.share)
+        if not chosen.any():  # a batch without a label has no loss
+            chosen[tuple(ordinary.nonzero()[0])] = True
+        labels = torch.where(chosen, ids, IGNORE)
+        draw = torch.rand(ids.shape)
+        masked = torch.where(chosen & (draw < 0.8), self.mask_id, ids)
+        replaced = torch.where(chosen & (draw >= 0.9), torch.randint(self.vocabulary, ids.shape), masked)
+        return {"input_ids": replaced, "attention_mask": attention, "labels": labels, **_facts(items)}

@@ -1,0 +1,158 @@
+"""Rows -> token sets: conversations rendered for fine-tuning, documents for pretraining. Every row is counted: kept, or dropped with a reason."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from ..console import note, progress, warn
+from ..data import records
+from ..data.formats import RowError, to_messages, to_text, tools_of
+from ..errors import SopError
+from . import tokens
+from .settings import Overlong
+from .tokens import Encoded, TokenSet
+
+
+def conversations(files: Sequence[Path], folder: Path, renderer: Any, *, max_length: int, overlong: Overlong, max_samples: int | None = None) -> TokenSet:
+    """Render every row of `files` into a token set below `folder` (or open the complete one that is there).
+
+    Raises:
+        SopError: where no row is left to train on (exit 3).
+    """
+    done = tokens.read(folder)
+    if done is not None:
+        return done
+    meta = _meta()
+    with progress(f"tokenise {files[0].name}", unit="rows") as advance:
+        made = tokens.write(folder, _rendered(_some(files, max_samples), renderer, meta, max_length, overlong, advance), meta)
+    return _checked(made, files, f"{meta['truncated']:,} cut at {max_length:,} tokens" if meta["truncated"] else "")
+
+
+def counts(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a token set's meta that a manifest shows: total = kept + sum(dropped)."""
+    dropped = dict(sorted(meta["dropped"].items()))
+    return {"total": meta["total"], "kept": meta["total"] - sum(dropped.values()), "dropped": dropped, "truncated": meta["truncated"], "examples": meta["examples"], "tokens": meta["tokens"]}
+
+
+def _meta() -> dict[str, Any]:
+    return {"total": 0, "truncated": 0, "dropped": Counter[str]()}
+
+
+def _rendered(rows: Iterator[records.Record], renderer: Any, meta: dict[str, Any], max_length: int, overlong: Overlong, advance: Any) -> Iterator[Encoded]:
+    for record in rows:
+        meta["total"] += 1
+        advance()
+        found = _render_one(record, renderer, max_length, overlong)
+        if isinstance(found, str):
+            meta["dropped"][found] += 1
+            continue
+        ids, supervised, cut = found
+        meta["truncated"] += cut
+        yield Encoded(ids, supervised, _source(record), Path(record.file).name)
+
+
+def _render_one(record: records.Record, renderer: Any, max_length: int, overlong: Overlong) -> str | tuple[list[int], list[bool], bool]:
+    """(ids, which are learned, cut?) of one row, or the reason why it is dropped."""
+    if record.row is None:
+        return record.error or "malformed"
+    try:
+        rendered = renderer.render(to_messages(record.row), tools=tools_of(record.row))
+    except RowError as error:
+        return error.reason
+    except SopError:
+        return "template_refuses"
+    ids, supervised = rendered.ids, rendered.supervised
+    if not any(supervised[1:]):
+        return "nothing_to_learn"
+    cut = len(ids) > max_length
+    if cut and overlong == "drop":
+        return "too_long"
+    if cut:
+        ids, supervised = ids[:max_length], supervised[:max_length]
+        if not any(supervised[1:]):
+            return "nothing_to_learn_before_the_cut"
+    return ids, supervised, cut
+
+
+def documents(
+    files: Sequence[Path], folder: Path, tokenizer: Any, *, end: int, text_fields: Sequence[str] = (), max_samples: int | None = None, wrap: bool = False, max_length: int | None = None
+) -> TokenSet:
+    """Encode every text of `files`, each closed with the id `end` (or, with `wrap`, between the tokenizer's own special tokens, in parts of `max_length`).
+
+    Raises:
+        SopError: where no row is left to train on (exit 3).
+    """
+    done = tokens.read(folder)
+    if done is not None:
+        return done
+    meta = _meta()
+    with progress(f"tokenise {files[0].name}", unit="rows") as advance:
+        made = tokens.write(folder, _encoded(_some(files, max_samples), tokenizer, end, text_fields, meta, advance, wrap, max_length), meta)
+    return _checked(made, files, "")
+
+
+def _encoded(
+    rows: Iterator[records.Record], tokenizer: Any, end: int, text_fields: Sequence[str], meta: dict[str, Any], advance: Any, wrap: bool, max_length: int | None
+) -> Iterator[Encoded]:
+    batch: list[tuple[str, str, str]] = []
+
+    def flush() -> Iterator[Encoded]:
+        # split_special_tokens: a `<|im_end|>` that someone wrote in a text is text, never a control token
+        encoded = tokenizer([text for text, _, _ in batch], add_special_tokens=not wrap, split_special_tokens=True)["input_ids"]
+        for ids, (_, source, group) in zip(encoded, batch, strict=True):
+            if wrap:
+                size = (max_length or len(ids) + 2) - 2
+                for at in range(0, len(ids), size):
+                    yield Encoded(tokenizer.build_inputs_with_special_tokens(ids[at : at + size]), True, source, group)
+            else:
+                yield Encoded(ids if ids and ids[-1] == end else [*ids, end], True, source, group)
+        batch.clear()
+
+    for record in rows:
+        meta["total"] += 1
+        advance()
+        try:
+            text = to_text(record.row, text_fields) if record.row is not None else None
+        except RowError as error:
+            meta["dropped"][error.reason] += 1
+            continue
+        if not text or not text.strip():
+            meta["dropped"]["empty" if text is not None else record.error or "malformed"] += 1
+            continue
+        batch.append((text, _source(record), Path(record.file).name))
+        if len(batch) == 256:
+            yield from flush()
+    if batch:
+        yield from flush()
+
+
+def _source(record: records.Record) -> str:
+    return str((record.row or {}).get("_source") or f"{record.file}:{record.line}")
+
+
+def _some(files: Sequence[Path], most: int | None) -> Iterator[records.Record]:
+    """Every record, or (in their order) the `most` whose content hash is smallest: a sample that one changed row does not reshuffle."""
+    if most is None:
+        yield from records.read(files)
+        return
+    ranked = sorted((hashlib.sha256(r.raw.encode(errors="surrogatepass")).digest(), i) for i, r in enumerate(records.read(files)))
+    chosen = {i for _, i in ranked[:most]}
+    yield from (r for i, r in enumerate(records.read(files)) if i in chosen)
+
+
+def _checked(made: TokenSet, files: Sequence[Path], remark: str) -> TokenSet:
+    meta: Mapping[str, Any] = made.meta
+    dropped = sum(meta["dropped"].values())
+    said = f"{', '.join(p.name for p in files)}: {meta['total']:,} rows, {meta['total'] - dropped:,} kept, {meta['tokens']:,} tokens"
+    note(said + (f"; {remark}" if remark else "") + (f"; dropped: {', '.join(f'{k} {v:,}' for k, v in sorted(meta['dropped'].items()))}" if dropped else ""))
+    if not len(made):
+        reasons = ", ".join(f"{k} ({v:,})" for k, v in meta["dropped"].items()) or "the file has no rows"
+        raise SopError(f"no row is left to train on: {reasons}", where=", ".join(map(str, files)), fix="look at the rows, or at data.max_length", code=errors.DATA)
+    if dropped > meta["total"] / 2:
+        warn(f"more than half of the rows were dropped ({dropped:,} of {meta['total']:,})")
+    return made

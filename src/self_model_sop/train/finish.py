@@ -1,0 +1,104 @@
+"""What a finished training leaves in its folder: weights, tokenizer, record, stats; sealed so that a kill before publishing loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..artifact import write_atomic
+from .adapters import EXPANSION
+from .precision import Precision
+from .record import Record, losses, write_curves
+
+_SEAL = ".trained.json"
+BASE = "base.json"
+
+
+def already(work: Path) -> dict[str, Any] | None:
+    """The stats of a training that was finished but not published (a kill in between), or None."""
+    path = work / _SEAL
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def seal(work: Path, stats: dict[str, Any]) -> None:
+    """Training is over and everything is written. Checkpoints may go now."""
+    write_atomic(work / _SEAL, json.dumps(stats))
+
+
+def remembered(work: Path, name: str, measure: Callable[[], Any]) -> Any:
+    """A value measured before training; a resumed run takes the first measurement."""
+    path = work / f".{name}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    value = measure()
+    write_atomic(path, json.dumps(value))
+    return value
+
+
+def stats(record: Record, outcome: dict[str, Any], precision: Precision) -> dict[str, Any]:
+    """The numbers that the manifest and the summary of a pipeline show."""
+    curve = losses(record.lines())
+    totals = record.totals()
+    return {
+        "train_loss_first": round(curve[0][1], 6) if curve else None, "train_loss_last": round(curve[-1][1], 6) if curve else None, "steps": outcome["steps"],
+        "tokens": totals["tokens"], "supervised_tokens": totals["supervised"], "supervised_share": round(totals["supervised"] / max(totals["tokens"], 1), 4),
+        "train_seconds": round(totals["seconds"], 2), "tokens_per_s": round(totals["tokens"] / max(totals["seconds"], 1e-9), 1), "peak_memory_mib": peak_mib(),
+        "precision": precision.mode, "precision_reason": precision.reason, "resumed_from": outcome["resumed_from"],
+    }  # fmt: skip
+
+
+def curve(numbers: Mapping[str, Any]) -> str:
+    """The training in one line, for the summary."""
+    first, last = (f"{numbers[k]:.3f}" if numbers[k] is not None else "?" for k in ("train_loss_first", "train_loss_last"))
+    return f"training loss {first} -> {last} in {numbers['steps']} steps, {numbers['tokens']:,} tokens ({numbers['tokens_per_s']:,.0f}/s)"
+
+
+def peak_mib() -> int:
+    """Largest resident set of this process, MiB (on a GPU: the largest allocation there)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated() >> 20)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
+
+
+def save_model(model: Any, work: Path, *, stop_ids: list[int] | None = None) -> None:
+    """Model or adapter as safetensors. `stop_ids` go into the generation config, so that a chat ends where the template says."""
+    config = getattr(model, "generation_config", None)
+    if config is not None and stop_ids:
+        config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
+    model.config.use_cache = True
+    model.save_pretrained(work, safe_serialization=True) if not hasattr(model, "peft_config") else model.save_pretrained(work)
+    if hasattr(model, "peft_config") and config is not None:
+        config.save_pretrained(work)
+    (work / "README.md").unlink(missing_ok=True)  # peft's stub; a model card is a step of its own
+
+
+def save_tokenizer(tokenizer: Any, work: Path, renderer: Any, *sources: str | Path) -> None:
+    """The tokenizer with the template that was trained with, and the record of its expansion."""
+    if renderer is not None:
+        tokenizer.chat_template = renderer.template
+    tokenizer.save_pretrained(work)
+    for source in sources:
+        if (Path(source) / EXPANSION).is_file():
+            shutil.copyfile(Path(source) / EXPANSION, work / EXPANSION)
+            return
+
+
+def name_base(work: Path, base: str) -> None:
+    """Where an adapter's base model lies, also relative to the adapter, so that a moved project still finds it."""
+    relative = os.path.relpath(base, work.parent) if Path(base).exists() else base
+    write_atomic(work / BASE, json.dumps({"base": relative}) + "\n")
+
+
+def write_record(work: Path, title: str, numbers: dict[str, Any]) -> None:
+    """loss.png and report.html."""
+    shown = {k: v for k, v in numbers.items() if v is not None and not isinstance(v, dict)}
+    write_curves(work, title, shown)

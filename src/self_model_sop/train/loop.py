@@ -1,0 +1,284 @@
+"""One training phase: transformers.Trainer over our batches, with verified checkpoints, a clean stop on signals, and a loss that must stay finite."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from ..console import note
+from ..errors import Interrupted, SopError
+from . import checkpoint
+from .precision import Precision
+from .record import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What one call of `train` does.
+
+    Args:
+        name: written into checkpoints, so that a later phase never resumes from an earlier one's.
+        model: a transformers or peft model; what has `requires_grad` is trained.
+        dataset: items of packing.Item; `sequential` ones are read in order.
+        collator: items -> tensors.
+        arguments: keys of TrainingArguments.
+        learning_rates: substring of a parameter's name -> its own learning rate.
+        evaluate: dataset whose loss per supervised token is measured where `eval_strategy` says.
+        name_of: example numbers -> where they came from, for error messages.
+    """
+
+    name: str
+    model: Any
+    dataset: Any
+    collator: Callable[[Sequence[Any]], dict[str, Any]]
+    arguments: Mapping[str, Any]
+    precision: Precision
+    seed: int
+    sequential: bool = False
+    learning_rates: Mapping[str, float] | None = None
+    evaluate: Any = None
+    name_of: Callable[[Sequence[int]], list[str]] = lambda indices: [str(i) for i in indices]
+    reports: Sequence[str] = ()
+    patience: int | None = None
+    deepspeed: Path | None = None
+
+
+def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
+    """Train, resuming from the last verified checkpoint of this phase below `root`; returns `{steps, resumed_from}`.
+
+    Raises:
+        Interrupted: stopped by SIGTERM or SIGINT, with a checkpoint written (exit 143 or 130).
+        SopError: loss not finite (exit 3), out of memory (exit 4).
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    resumed = checkpoint.latest(root, phase.name)
+    record.begin(phase.name, resumed.marker if resumed else None)
+    trainer = _trainer_class()(phase, _arguments(phase, root, has_eval=phase.evaluate is not None), record, root)
+    with _signals() as stop, _out_of_memory(phase.arguments):
+        trainer.add_callback(_flow_class()(trainer, record, root, stop))
+        trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
+    record.end(trainer.state.global_step, trainer.state.max_steps)
+    if stop.signal and trainer.state.global_step < trainer.state.max_steps:
+        name = signal.Signals(stop.signal).name
+        raise Interrupted(
+            f"stopped by {name} after step {trainer.state.global_step} of {trainer.state.max_steps}; its checkpoint is saved",
+            code=128 + stop.signal, fix="the same command resumes there",
+        )  # fmt: skip
+    return {"steps": trainer.state.global_step, "resumed_from": resumed.step if resumed else None, "best": trainer.state.best_metric}
+
+
+def _arguments(phase: Phase, root: Path, *, has_eval: bool) -> Any:
+    import torch
+    import transformers
+
+    from .arguments import known
+
+    given = {k: int(v) if isinstance(v, float) and v.is_integer() and "float" not in known()[k].types else v for k, v in phase.arguments.items() if k not in ("fp16", "bf16")}
+    ours = {
+        "output_dir": str(root), "report_to": list(phase.reports) or "none", "disable_tqdm": True, "remove_unused_columns": False, "logging_nan_inf_filter": False,
+        "save_total_limit": None, "seed": phase.seed, "label_names": ["labels"], **phase.precision.flags,
+    }  # fmt: skip
+    defaults = {"logging_steps": 5, "logging_first_step": True, "dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available()}
+    if not has_eval:
+        ours["eval_strategy"] = "no"
+    if phase.deepspeed:
+        ours["deepspeed"] = str(phase.deepspeed)
+    return transformers.TrainingArguments(**{**defaults, **given, **ours})
+
+
+@functools.cache
+def _trainer_class() -> Any:
+    """The subclass is made on first use, so that importing this module stays light."""
+    import torch
+    import transformers
+
+    class MeasuredTrainer(transformers.Trainer):  # type: ignore[misc]
+        """transformers.Trainer with counted tokens, learning rates per parameter group, and evaluation per supervised token."""
+
+        def __init__(self, phase: Phase, args: Any, record: Record, root: Path) -> None:
+            self.phase, self.record, self.root = phase, record, root
+            callbacks = [transformers.EarlyStoppingCallback(phase.patience)] if phase.patience else None
+            super().__init__(model=phase.model, args=args, data_collator=phase.collator, train_dataset=phase.dataset, eval_dataset=phase.evaluate, callbacks=callbacks)
+            self.remove_callback(transformers.PrinterCallback)
+
+        def _get_train_sampler(self, *args: Any) -> Any:
+            if self.phase.sequential:
+                return torch.utils.data.SequentialSampler(self.train_dataset)
+            return super()._get_train_sampler(*args)
+
+        def create_optimizer(self, *args: Any) -> Any:
+            if self.optimizer is None and self.phase.learning_rates:
+                kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                self.optimizer = kind(self._groups(self.phase.learning_rates), **options)
+            return super().create_optimizer(*args)
+
+        def _groups(self, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+            decayed = set(self.get_decay_parameter_names(self.model))
+            groups: dict[tuple[float | None, bool], list[Any]] = {}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    rate = next((value for part, value in rates.items() if part in name), None)
+                    groups.setdefault((rate, name in decayed), []).append(parameter)
+            return [
+                {"params": parameters, "weight_decay": self.args.weight_decay if decay else 0.0, **({"lr": rate} if rate is not None else {})}
+                for (rate, decay), parameters in groups.items()
+            ]
+
+        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> Any:
+            examples, tokens = inputs.pop("examples"), inputs.pop("tokens")
+            self.record.count(int(tokens), int((inputs["labels"] != -100).sum()), len(examples))
+            loss = super().training_step(model, inputs, *args)
+            if not torch.isfinite(loss):
+                self._not_finite(float(loss), examples.tolist())
+            return loss
+
+        def _not_finite(self, loss: float, examples: list[int]) -> None:
+            names = self.phase.name_of(examples)
+            path = self.root.parent / "not_finite.json"
+            path.write_text(json.dumps({"phase": self.phase.name, "step": self.state.global_step + 1, "loss": str(loss), "records": names}, ensure_ascii=False, indent=1), encoding="utf-8")
+            raise SopError(
+                f"the loss became {loss} at step {self.state.global_step + 1}; the records of its batch: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else ""),
+                where=str(path), fix="lower learning_rate, set max_grad_norm: 1.0, add warmup_steps, or use precision: fp32", code=errors.DATA,
+            )  # fmt: skip
+
+        def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+            data = self.eval_dataset if eval_dataset is None else eval_dataset
+            loss, tokens = supervised_loss(self.model, data, self.data_collator, batch_size=self.args.per_device_eval_batch_size, autocast=self.compute_loss_context_manager)
+            metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_tokens": float(tokens)}
+            self.log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    return MeasuredTrainer
+
+
+def supervised_loss(model: Any, dataset: Any, collator: Callable[[Sequence[Any]], dict[str, Any]], *, batch_size: int, autocast: Callable[[], Any] = contextlib.nullcontext) -> tuple[float, int]:
+    """Mean loss in nats per supervised token, and how many tokens that is; every token weighs the same, whatever its batch.
+
+    Under several processes each measures its share and the sums are added.
+    """
+    import torch
+    import torch.distributed as dist
+
+    spread = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if spread else (0, 1)
+    device = next(p.device for p in model.parameters())
+    sums = torch.zeros(2, dtype=torch.float64)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for start in range(rank * batch_size, len(dataset), batch_size * world):
+            batch = collator([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
+            del batch["examples"], batch["tokens"]
+            labels = batch["labels"] if "shift_labels" in batch or "attention_mask" in batch else batch["labels"][:, 1:]
+            inputs = {k: v.to(device) for k, v in batch.items()}
+            with autocast():
+                total = model(**inputs, num_items_in_batch=1, use_cache=False).loss
+            sums += torch.tensor([float(total), float((labels != -100).sum())], dtype=torch.float64)
+    model.train(was_training)
+    if spread:
+        sums = sums.to(device if device.type == "cuda" else "cpu")
+        dist.all_reduce(sums)
+    return float(sums[0] / sums[1]) if sums[1] else float("nan"), int(sums[1])
+
+
+@dataclass
+class _Stop:
+    signal: int = 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Stop]:
+    """SIGTERM and SIGINT ask for a stop at the end of the step; a second one stops at once."""
+    stop = _Stop()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.signal:
+            raise Interrupted("stopped at once; the last complete checkpoint is kept", code=128 + number)
+        stop.signal = number
+        note(f"{signal.Signals(number).name}: stopping after this step with a checkpoint (again: at once)")
+
+    earlier = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
+        for number in (signal.SIGTERM, signal.SIGINT):
+            earlier[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _out_of_memory(arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Out of memory, on either device, as one error with the cheapest fixes first."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text or "out of memory" in text):
+            raise
+        batch, steps = int(arguments.get("per_device_train_batch_size", 8)), int(arguments.get("gradient_accumulation_steps", 1))
+        smaller = f"training_args.per_device_train_batch_size={max(batch // 2, 1)} training_args.gradient_accumulation_steps={steps * 2} (the same result)"
+        fixes = [smaller] if batch > 1 else []
+        fixes += ["training_args.gradient_checkpointing=true (about 30 % slower)", "shorter sequences: data.max_length or data.block_size halved", "peft.enabled=true: optimizer states for the adapter only"]
+        raise SopError(f"out of memory: {text.splitlines()[0] if text else 'allocation failed'}", fix="\n       ".join(fixes[:3]), code=errors.ENVIRONMENT) from error
+
+
+@functools.cache
+def _flow_class() -> Any:
+    import transformers
+
+    class Flow(transformers.TrainerCallback):  # type: ignore[misc]
+        """Marks checkpoints complete, writes the record, and stops at a step's end when a signal asks for it."""
+
+        def __init__(self, trainer: Any, record: Record, root: Path, stop: _Stop) -> None:
+            self.trainer, self.record, self.root, self.stop = trainer, record, root, stop
+            self.keep = int(trainer.phase.arguments.get("save_total_limit") or 2)
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.record.start(state.global_step, state.max_steps)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.record.step(state.global_step)
+            finished = state.global_step >= state.max_steps
+            if self._asked() and not finished:
+                control.should_save = control.should_training_stop = True
+            if finished and not args.load_best_model_at_end:
+                control.should_save = False  # the result itself is written next
+
+        def _asked(self) -> bool:
+            import torch
+            import torch.distributed as dist
+
+            if not (dist.is_available() and dist.is_initialized()):
+                return bool(self.stop.signal)
+            flag = torch.tensor([self.stop.signal], device=self.trainer.args.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            self.stop.signal = int(flag)
+            return bool(self.stop.signal)
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step >= state.max_steps and not args.load_best_model_at_end:
+                control.should_save = False
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            self.record.log(state.global_step, logs or {})
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if not args.should_save:
+                return
+            folder = self.root / f"checkpoint-{state.global_step}"
+            checkpoint.mark_complete(folder, phase=self.trainer.phase.name, step=state.global_step, **self.record.totals())
+            checkpoint.prune(self.root, self.keep, state.best_model_checkpoint)
+
+    return Flow

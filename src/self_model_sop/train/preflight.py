@@ -1,0 +1,159 @@
+"""What is found wrong before anything heavy is imported: config.json, the names in the safetensors header and the tokenizer's vocabulary are read, nothing else."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from ..errors import SopError
+
+if TYPE_CHECKING:
+    from .pretrain import PretrainConfig
+    from .settings import TrainConfig
+    from .sft import SftConfig
+
+Finding = tuple[str, str, str]
+
+
+def sft(config: SftConfig) -> list[Finding]:
+    """Cross-field rules of fine-tuning."""
+    model = _json(config.model_name_or_path, "config.json")
+    found = [*_common(config), *_length("data.max_length", config.data.max_length, model), *_evaluation(config, config.data.eval_file)]
+    if config.peft.enabled and not isinstance(config.peft.target_modules, str):
+        names = weight_names(config.model_name_or_path)
+        missing = [t for t in config.peft.target_modules if names and not any(n.endswith((f".{t}.weight", f"{t}.weight")) for n in names)]
+        if missing:
+            layers = sorted({n.removesuffix(".weight").rsplit(".", 1)[-1] for n in names if n.endswith(".weight") and "norm" not in n})
+            found.append(("peft.target_modules", f"the model has no layer named {', '.join(missing)}", f"its layers: {', '.join(layers)}; or write all-linear"))
+    if config.early_stopping_patience and (not config.training_args.get("load_best_model_at_end") or config.training_args.get("eval_strategy", "no") == "no"):
+        found.append(("early_stopping_patience", "needs training_args.eval_strategy and training_args.load_best_model_at_end", ""))
+    if config.template_override and not config.template_path:
+        found.append(("template_override", "there is no template_path to use", "set template_path, or leave template_override out"))
+    return found
+
+
+def pretrain(config: PretrainConfig) -> list[Finding]:
+    """Cross-field rules of continued pretraining."""
+    model = _json(config.model_name_or_path, "config.json")
+    found = [*_common(config), *_length("data.block_size", config.data.block_size, model), *_evaluation(config, config.data.eval_file)]
+    masked = any(str(name).endswith(("ForMaskedLM", "ForPreTraining")) for name in (model or {}).get("architectures") or [])
+    if model and masked != (config.objective == "mlm") and config.objective != "auto":
+        found.append(("objective", f"{config.objective} does not fit {', '.join(model.get('architectures') or [])}", "write objective: auto"))
+    for i, phase in enumerate(config.phases):
+        if phase.max_steps is None and phase.num_train_epochs is None and not config.training_args.keys() & {"max_steps", "num_train_epochs"}:
+            found.append(("phases", f"phase {i + 1} ({phase.name}) has neither max_steps nor num_train_epochs", "set one of them"))
+    names = [phase.name for phase in config.phases]
+    if len(set(names)) < len(names):
+        found.append(("phases", "two phases have the same name", "give each its own"))
+    if config.data.replay_share and not config.data.replay_file:
+        found.append(("data.replay_share", "there is no data.replay_file to take it from", ""))
+    return found
+
+
+def machine(config: TrainConfig, *, qlora: bool) -> None:
+    """What this machine lacks for the run.
+
+    Raises:
+        SopError: exit code 4, with what to install or change.
+    """
+    import importlib.util
+
+    import torch
+
+    if qlora and not torch.cuda.is_available():
+        raise SopError("peft.qlora needs a CUDA GPU, and there is none here", fix="set peft.qlora: false (LoRA with full-precision base weights runs on a CPU)", code=errors.ENVIRONMENT)
+    if qlora and importlib.util.find_spec("bitsandbytes") is None:
+        raise errors.missing_extra("bitsandbytes", "qlora")
+    if config.deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise SopError("the package 'deepspeed' is not installed", fix="pip install deepspeed (needs a CUDA toolkit); or leave `deepspeed` out", code=errors.ENVIRONMENT)
+    if config.attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise SopError("attn_implementation: flash_attention_2 needs the package flash-attn", fix="write sdpa", code=errors.ENVIRONMENT)
+
+
+def _common(config: TrainConfig) -> Iterator[Finding]:
+    arguments = config.training_args
+    if not arguments.get("output_dir"):
+        yield "training_args.output_dir", "missing: where does the result go?", "for example: output_dir: self_model/checkpoints/run"
+    if arguments.get("fp16") and arguments.get("bf16"):
+        yield "training_args.bf16", "fp16 and bf16 are both on", "keep one"
+    source = config.tokenizer_source
+    rows, highest = embedding_rows(config.model_name_or_path), highest_id(source)
+    if rows is not None and highest is not None and highest >= rows:
+        key = "tokenizer_name_or_path" if config.tokenizer_name_or_path else "model_name_or_path"
+        yield key, f"the tokenizer has id {highest:,}, the model's embedding only {rows:,} rows", "grow the embedding first (sop tokenizer resize), or use the tokenizer that belongs to the model"
+    if (Path(config.model_name_or_path) / "adapter_config.json").is_file() and not (Path(config.model_name_or_path) / "config.json").is_file():
+        yield "model_name_or_path", "this folder holds an adapter, not a model", "merge it first: sop train merge adapter=..."
+
+
+def _length(key: str, length: int, model: dict[str, Any] | None) -> Iterator[Finding]:
+    limit = (model or {}).get("max_position_embeddings")
+    if isinstance(limit, int) and length > limit:
+        yield key, f"{length:,} tokens, but the model reads at most {limit:,}", f"set it to {limit} or less"
+
+
+def _evaluation(config: TrainConfig, eval_file: Path | None) -> Iterator[Finding]:
+    arguments = config.training_args
+    strategy = arguments.get("eval_strategy", "no")
+    if strategy != "no" and eval_file is None:
+        yield "training_args.eval_strategy", f"{strategy}, but there is no data.eval_file", "set data.eval_file, or eval_strategy: 'no'"
+    if arguments.get("load_best_model_at_end"):
+        if strategy == "no":
+            yield "training_args.load_best_model_at_end", "needs eval_strategy", "set eval_strategy: steps or epoch"
+        elif arguments.get("save_strategy", "steps") not in (strategy, "best"):
+            yield "training_args.load_best_model_at_end", f"save_strategy ({arguments.get('save_strategy', 'steps')}) must equal eval_strategy ({strategy})", ""
+        elif strategy == "steps" and int(arguments.get("save_steps", 500)) % int(arguments.get("eval_steps") or arguments.get("logging_steps", 500)):
+            yield "training_args.save_steps", "must be a multiple of eval_steps, so that the best model is one that was saved", ""
+
+
+# --- reading a model folder without loading it -------------------------------------------------------------------------------------------------
+
+
+def weight_shapes(folder: str | Path) -> dict[str, tuple[list[int], str]]:
+    """Name -> (shape, dtype) of every tensor in a folder's safetensors files, from their headers; empty where there are none."""
+    found: dict[str, tuple[list[int], str]] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with path.open("rb") as f:
+            head = f.read(8)
+            size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+            if not 0 < size <= 100 << 20:
+                raise SopError("not a safetensors file", where=str(path), fix="fetch the model again", code=errors.DATA)
+            try:
+                header = json.loads(f.read(size))
+            except ValueError:
+                raise SopError("the header of this safetensors file is damaged", where=str(path), fix="fetch the model again", code=errors.DATA) from None
+        found |= {name: (entry["shape"], entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
+    return found
+
+
+def weight_names(folder: str | Path) -> list[str]:
+    """Names of the weights of a local model folder."""
+    return list(weight_shapes(folder))
+
+
+def embedding_rows(folder: str | Path) -> int | None:
+    """Rows of the input embedding of a local model folder, or None where that cannot be told."""
+    shapes = weight_shapes(folder)
+    names = [n for n in shapes if n.endswith(("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight"))]
+    return shapes[names[0]][0][0] if names else None
+
+
+def highest_id(folder: str | Path) -> int | None:
+    """The highest token id of a local `tokenizer.json`, or None where there is none."""
+    tokenizer = _json(folder, "tokenizer.json")
+    if not tokenizer:
+        return None
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
+    return max([*(i for i in ids if isinstance(i, int)), *(t["id"] for t in tokenizer.get("added_tokens", []))], default=None)
+
+
+def _json(folder: str | Path, name: str) -> dict[str, Any] | None:
+    try:
+        loaded = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return loaded if isinstance(loaded, dict) else None

@@ -1,0 +1,139 @@
+"""Continued pretraining: first the new rows of an expanded vocabulary alone, then the model, on packed documents that do not see one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..artifact import Target
+from ..config import option
+from ..stage import Artifact, Run, Stage, stage_main
+from ..tokenizer.settings import local
+from . import preflight
+from .settings import TrainConfig, paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainData:
+    """`data:` which text, and how it is cut into blocks."""
+
+    train_file: Path | tuple[Path, ...] = option(Path("data_process/final_data/pretrain/train.jsonl"), "text rows; one file, folder, or several", path="input")
+    eval_file: Path | None = option(None, "held-out text; the loss on it is measured before and after", path="input")
+    text_fields: tuple[str, ...] = option((), "fields to read; empty: the text of the recognised format")
+    block_size: int = option(1024, "tokens of one block; on a CPU, shorter blocks in larger batches are faster")
+    document_end: str = option("auto", "token that closes a document; auto: <|endoftext|> or <|end_of_text|> where the vocabulary has it, else eos")
+    mix: dict[str, float] = option(help="file name -> how often it is read in one pass (2: twice, 0.5: half of it); 1 where not named", factory=dict)
+    replay_file: Path | None = option(None, "general text mixed in against forgetting", path="input")
+    replay_share: float = option(0.0, "share of the tokens taken from replay_file, 0 to below 1")
+    max_tokens: int | None = option(None, "read at most so many tokens in one pass")
+    max_samples: int | None = option(None, "read so many rows, chosen by content hash")
+    max_eval_samples: int | None = option(None, "measure on so many rows, chosen by content hash")
+
+    def __post_init__(self) -> None:
+        if self.block_size < 8:
+            raise ValueError("data.block_size must be at least 8")
+        if not 0 <= self.replay_share < 1:
+            raise ValueError("data.replay_share must be in [0, 1)")
+        if any(weight < 0 for weight in self.mix.values()):
+            raise ValueError("data.mix: a weight is negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSettings:
+    """One entry of `phases:`; what is not set here is taken from training_args."""
+
+    name: str = option(help="a name for logs and checkpoints")
+    train: Literal["new_rows", "embeddings", "all"] = option("all", "new_rows: only what the expansion appended; embeddings: input and output; all: every weight")
+    max_steps: int | None = option(None, "optimiser steps")
+    num_train_epochs: float | None = option(None, "passes over the data")
+    learning_rate: float | None = option(None, "peak learning rate")
+    embedding_learning_rate: float | None = option(None, "learning rate of the embeddings where everything trains")
+    warmup_steps: float | None = option(None, "steps of linear warm-up; below 1: a share")
+    lr_scheduler_type: str | None = option(None, "schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """config/self_model_config/pretrain.yaml"""
+
+    objective: Literal["auto", "causal", "mlm"] = option("auto", "next token, or masked token; auto: by the model")
+    mlm_probability: float = option(0.15, "share of tokens that are masked (objective mlm)")
+    data: PretrainData = option(factory=PretrainData)
+    phases: tuple[PhaseSettings, ...] = option((PhaseSettings(name="full"),), "what is trained, one after the other")
+
+
+def build(run: Run[PretrainConfig]) -> dict[str, Any]:
+    """Tokenise, run the phases, and write model, tokenizer and record into the work folder; returns the stats."""
+    from . import checkpoint, finish
+    from .phases import run_phases
+    from .record import Record
+    from .textdata import prepare
+
+    done = finish.already(run.work)
+    if done is not None:
+        return done
+    config = run.config
+    prepared = prepare(config, run.work)
+    record = Record(run.work)
+    before = finish.remembered(run.work, "eval_loss_before", prepared.measure)
+    outcome = run_phases(config, prepared, run.work, record)
+    stats = finish.stats(record, outcome, prepared.precision) | {
+        "eval_loss_before": before, "eval_loss_after": prepared.measure(), "objective": prepared.objective, "phases": outcome["phases"], "rows": prepared.rows,
+        "trainable": outcome["trainable"],
+    }  # fmt: skip
+    finish.save_model(prepared.model, run.work)
+    finish.save_tokenizer(prepared.tokenizer, run.work, None, config.tokenizer_source, config.model_name_or_path)
+    finish.write_record(run.work, "Continued pretraining", stats)
+    finish.seal(run.work, stats)
+    checkpoint.clear(run.work / "checkpoints", everything=not config.keep_checkpoints)
+    return stats
+
+
+def _output(config: PretrainConfig) -> Target:
+    return config.target()
+
+
+def _inputs(config: PretrainConfig) -> dict[str, Path | None]:
+    files = paths(config.data.train_file)
+    named = {"train" if len(files) == 1 else f"train_{i}": path for i, path in enumerate(files)}
+    tokenizer = local(config.tokenizer_name_or_path) if config.tokenizer_name_or_path != config.model_name_or_path else None
+    others = {"eval": config.data.eval_file, "replay": config.data.replay_file, "deepspeed": config.deepspeed}
+    return {"model": local(config.model_name_or_path), "tokenizer": tokenizer, **named, **others}
+
+
+def _summary(artifact: Artifact) -> list[str]:
+    from .finish import curve
+
+    stats = artifact.stats
+    lines = [curve(stats)]
+    if stats.get("eval_loss_before") is not None:
+        lines.append(f"held-out loss {stats['eval_loss_before']:.3f} -> {stats['eval_loss_after']:.3f} nats per token")
+    return [*lines, f"curves: {artifact.path / 'report.html'}"]
+
+
+def _next(config: PretrainConfig) -> str:
+    return f"sop train sft model_name_or_path={config.training_args['output_dir']} tokenizer_name_or_path=null"
+
+
+def plan(config: PretrainConfig) -> Sequence[str]:
+    """What `--dry-run` prints."""
+    from .plan import lines
+
+    return lines(config, peft=None, files=paths(config.data.train_file), length=config.data.block_size)
+
+
+STAGE = Stage(
+    name="train.pretrain", version=1, config=PretrainConfig, output=_output, build=build, inputs=_inputs, preflight=preflight.pretrain, plan=plan, summary=_summary, next=_next, resumable=True,
+)  # fmt: skip
+
+
+def run(config: PretrainConfig) -> Artifact:
+    """Pretrain further (or find it up to date)."""
+    return STAGE.run(config)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`sop train pretrain`"""
+    return stage_main(STAGE, argv)

@@ -1,0 +1,57 @@
+"""The keys that continued pretraining and fine-tuning share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..artifact import Target
+from ..config import option
+from ..errors import SopError
+from ..hub import HubConfig
+from .arguments import ROLES
+from .precision import Mode
+
+Trace = Literal["none", "swanlab", "wandb", "tensorboard"]
+Overlong = Literal["truncate", "drop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What every training stage reads."""
+
+    model_name_or_path: str = option(help="base model: folder or hub id", path="model")
+    tokenizer_name_or_path: str | None = option(None, "none: the model's", path="model")
+    precision: Mode = option("auto", "auto: what this machine computes fastest; fp32, bf16, fp16 insist")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = option("sdpa", "attention kernel")
+    seed: int = option(42, "seed of initialisation, order and dropout")
+    trace: Trace = option("none", "where the curves go, besides metrics.jsonl and report.html", flag="--trace", cosmetic=True)
+    trace_project: str | None = option(None, "project name at the tracker; none: the one in config/trace_config", cosmetic=True)
+    deepspeed: Path | None = option(None, "DeepSpeed JSON", flag="--deepspeed", path="input")
+    local_rank: int = option(-1, "set by launchers of the old kind; torchrun sets LOCAL_RANK", flag="--local_rank", cosmetic=True)
+    keep_checkpoints: bool = option(False, "leave the last training checkpoints in the output folder", cosmetic=True)
+    training_args: dict[str, Any] = option(
+        help="arguments of transformers.TrainingArguments; output_dir is where the result goes", factory=dict, check="self_model_sop.train.arguments:check", keys=ROLES
+    )
+    huggingface: HubConfig = option(factory=HubConfig)
+
+    @property
+    def tokenizer_source(self) -> str:
+        return self.tokenizer_name_or_path or self.model_name_or_path
+
+    def target(self) -> Target:
+        """The artifact folder.
+
+        Raises:
+            SopError: where training_args.output_dir is missing.
+        """
+        folder = self.training_args.get("output_dir")
+        if not folder:
+            raise SopError("missing key 'training_args.output_dir'", where="config", fix="for example: training_args.output_dir=self_model/checkpoints/run")
+        return Target(Path(folder))
+
+
+def paths(value: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+    """One path, several or none as a tuple."""
+    return () if value is None else (value,) if isinstance(value, Path) else value

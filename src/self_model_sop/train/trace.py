@@ -1,0 +1,83 @@
+"""Experiment trackers through transformers' own integrations: offline without a key, and never able to stop a training."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import project_root
+from ..console import note, warn
+from ..errors import ENVIRONMENT, SopError
+from ..redact import redact
+from .settings import Trace
+from .tracesettings import TraceSettings, load_settings
+
+_KEYS = {"wandb": "WANDB_API_KEY", "swanlab": "SWANLAB_API_KEY"}
+
+
+def start(trace: Trace, project: str | None, work: Path) -> Sequence[str]:
+    """Prepare a tracker; returns what `report_to` gets (empty: none).
+
+    Raises:
+        SopError: exit code 4 where the tracker's package is not installed.
+    """
+    if trace == "none" or os.environ.get("RANK", "0") != "0":
+        return ()
+    package = "tensorboard" if trace == "tensorboard" else trace
+    if importlib.util.find_spec(package) is None:
+        raise SopError(f"trace: {trace} needs the package {package!r}", fix="pip install 'self-model-sop[tracking]', or --trace none", code=ENVIRONMENT)
+    settings = load_settings(trace, project_root())
+    name = project or settings.project
+    try:
+        return _STARTERS[trace](name, settings, work)
+    except Exception as error:  # a tracker's failure of any kind must never stop a training
+        warn(f"{trace} did not start ({redact(str(error)).splitlines()[0] if str(error) else type(error).__name__}); training goes on, metrics.jsonl has everything")
+        return ()
+
+
+def _online(trace: str, settings: TraceSettings) -> bool:
+    key = bool(os.environ.get(_KEYS[trace]))
+    if settings.mode == "online" and not key:
+        warn(f"{trace}: mode online, but {_KEYS[trace]} is not set; writing offline")
+    return key and settings.mode != "offline"
+
+
+def _wandb(project: str, settings: TraceSettings, work: Path) -> Sequence[str]:
+    online = _online("wandb", settings)
+    os.environ["WANDB_PROJECT"] = project
+    os.environ["WANDB_MODE"] = "online" if online else "offline"
+    os.environ["WANDB_SILENT"] = "true"
+    os.environ.setdefault("WANDB_LOG_MODEL", "false")
+    os.environ["WANDB_DIR"] = str(_folder(settings, work))
+    if not online:
+        note(f"wandb: offline, runs go to {_folder(settings, work)} (upload later: wandb sync)")
+    return ("wandb",)
+
+
+def _swanlab(project: str, settings: TraceSettings, work: Path) -> Sequence[str]:
+    import swanlab
+
+    online = _online("swanlab", settings)
+    folder = _folder(settings, work)
+    # The library's callback calls swanlab.init without a mode and fails offline; it takes over a run that is already there.
+    swanlab.init(project=project, mode="cloud" if online else "local" if importlib.util.find_spec("swanboard") else "offline", logdir=str(folder))
+    if not online:
+        note(f"swanlab: offline, the run goes to {folder}")
+    return ("swanlab",)
+
+
+def _tensorboard(project: str, settings: TraceSettings, work: Path) -> Sequence[str]:
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(_folder(settings, work) / project)
+    return ("tensorboard",)
+
+
+_STARTERS = {"wandb": _wandb, "swanlab": _swanlab, "tensorboard": _tensorboard}
+
+
+def _folder(settings: TraceSettings, work: Path) -> Path:
+    folder = Path(settings.log_dir)
+    folder = folder if folder.is_absolute() else project_root() / folder
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
