@@ -24,6 +24,7 @@ from ..hub import HubConfig, RemoteFile, Repository
 from ..names import inside, safe_name, safe_relative
 from ..stage import Artifact, Run, Stage, stage_main
 from . import records
+from .encodings import open_bytes, text_lines
 from .head import head, plain_name
 from .splits import choose, is_rows, read_card
 
@@ -175,7 +176,7 @@ def _port(path: Path, out: Path, run: Run[Config]) -> tuple[int, int]:
         with path.open("rb") as stream:
             path = head(stream, path.name, run.config.sample_limit, run.work / ".head" / safe_name(str(path)))
     if records.kind_of(path) == "txt" or records.source(path).kind == "jsonl":
-        with records.open_bytes(path) as source, out.open("wb") as f:
+        with open_bytes(path) as source, out.open("wb") as f:
             shutil.copyfileobj(source, f, _CHUNK)
         return _count_rows(out), 0
     with _Writer(out.parent, out.stem, None) as writer:
@@ -229,7 +230,9 @@ class _Writer:
 
     def _converted(self, source: records.Source) -> Iterator[bytes]:
         if source.kind == "parquet":
-            for row in records.parquet_rows(source.path):
+            from .tables import parquet_rows
+
+            for row in parquet_rows(source.path):
                 yield _json_line(row)
             return
         for record in source:
@@ -273,13 +276,13 @@ def _plain(value: Any) -> Any:
 def _lines(source: records.Source) -> Iterator[bytes]:
     """The lines of a JSONL file as they are, malformed ones too; only the encoding becomes UTF-8, because files are joined."""
     if source.encoding == "utf-8":
-        with records.open_bytes(source.path) as f:
+        with open_bytes(source.path) as f:
             for i, line in enumerate(f):
                 line = line.removeprefix(codecs.BOM_UTF8) if i == 0 else line
                 if line.strip():
                     yield line.removesuffix(b"\n").removesuffix(b"\r")
         return
-    for _, text, _error in records.text_lines(source):
+    for _, text, _error in text_lines(source.path, source.encoding):
         if text.strip():
             yield text.encode("utf-8", "replace")
 

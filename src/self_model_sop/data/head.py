@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import DATA, SopError, missing_extra
-from .records import COMPRESSED, FREE_BYTES, MAX_LINE_BYTES, MAX_RATIO, kind_of, parse_object
+from .encodings import FREE_BYTES, MAX_LINE_BYTES, MAX_RATIO
+from .records import COMPRESSED, kind_of, parse_object
 
 _PEEK = 1 << 16
 _CHUNK = 1 << 16

@@ -52,7 +52,14 @@ def read_csv(src: Source) -> Iterator[Record]:
 
 
 def read_parquet(src: Source) -> Iterator[Record]:
-    """The records of a Parquet file, streamed.
+    """The records of a Parquet file, streamed; rows that JSON cannot express are records with an error."""
+    for number, row in enumerate(parquet_rows(src.path), 1):
+        wrong = _table_row_fault(row)
+        yield Record(row if wrong is None else None, str(src.path), number, wrong, "" if wrong is None else str(row)[:1000])
+
+
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file as Python values, streamed.
 
     Raises:
         SopError: damaged, or declaring or unpacking to more than MAX_RATIO times its size.
@@ -60,11 +67,11 @@ def read_parquet(src: Source) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    name, size = str(src.path), src.path.stat().st_size
+    name, size = str(path), path.stat().st_size
     limit = max(FREE_BYTES, size * MAX_RATIO)
     bomb = SopError(f"declares more than {MAX_RATIO} times its size", where=name, fix=BOMB, code=DATA)
     try:
-        file = pq.ParquetFile(src.path)
+        file = pq.ParquetFile(path)
         meta = file.metadata
         groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
         declared = sum(g.total_byte_size for g in groups)
@@ -72,16 +79,13 @@ def read_parquet(src: Source) -> Iterator[Record]:
         if declared > limit or values > limit:
             raise bomb
         dictionary = [f.name for f in file.schema_arrow if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-        file = pq.ParquetFile(src.path, read_dictionary=dictionary)
-        number = total = 0
+        file = pq.ParquetFile(path, read_dictionary=dictionary)
+        total = 0
         for batch in file.iter_batches(batch_size=256):
             total += _decoded_bytes(batch)
             if total > limit:
                 raise bomb
-            for row in batch.to_pylist():
-                number += 1
-                wrong = _table_row_fault(row)
-                yield Record(row if wrong is None else None, name, number, wrong, "" if wrong is None else str(row)[:1000])
+            yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise SopError(f"cannot read this Parquet file: {str(error).splitlines()[0]}", where=name, fix=DAMAGED, code=DATA) from None
     except MemoryError:
