@@ -175,6 +175,16 @@ class Stage(Generic[C]):
         return changed if version == self.version else [*changed, f"stage code version: {version} -> {self.version}"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verb(Generic[C]):
+    """A command with a config but without an artifact; the fields are those of `Stage`."""
+
+    name: str
+    config: type[C]
+    uses: tuple[str, ...] | None = None
+    preflight: Callable[[C], Sequence[tuple[str, str, str]]] = lambda config: ()
+
+
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     """What decides an artifact's content: stage, its code version, the config without paths and cosmetic keys, and the hashes of the inputs."""
     inputs = {name: entry["sha256"] for name, entry in manifest["inputs"].items()}
@@ -260,7 +270,7 @@ def report(stage: Stage[Any], config: Any, done: Artifact) -> None:
         console.say(f"next: {following}")
 
 
-def load_for(stage: Stage[C], path: Path | None, settings: Sequence[Setting], *, check_paths: bool = True) -> Loaded[C]:
+def load_for(stage: Stage[C] | Verb[C], path: Path | None, settings: Sequence[Setting], *, check_paths: bool = True) -> Loaded[C]:
     """Load the stage's config and run its preflight; all problems in one error."""
     loaded = load(stage.config, path, settings, check_paths=check_paths, uses=stage.uses)
     problems = preflight_problems(stage, loaded)
@@ -269,7 +279,7 @@ def load_for(stage: Stage[C], path: Path | None, settings: Sequence[Setting], *,
     return loaded
 
 
-def preflight_problems(stage: Stage[C], loaded: Loaded[C]) -> list[Problem]:
+def preflight_problems(stage: Stage[C] | Verb[C], loaded: Loaded[C]) -> list[Problem]:
     """What the stage's own preflight finds, each with the line of its key."""
     found = stage.preflight(loaded.config)
     return [Problem(loaded.tree.where(tuple(key.split("."))), f"{key}: {what}" if key else what, fix) for key, what, fix in found]
@@ -315,8 +325,8 @@ def default_config(name: str) -> Path | None:
     return path if path and path.is_file() else None
 
 
-def parse_arguments(stage: Stage[Any], argv: list[str]) -> tuple[argparse.Namespace, list[Setting]]:
-    """argv -> (`config`, `dry_run`, `overwrite`), and the settings of documented flags followed by those of `a.b=c`."""
+def parse_arguments(stage: Stage[Any] | Verb[Any], argv: list[str]) -> tuple[argparse.Namespace, list[Setting]]:
+    """argv -> (`config`, and for stages `dry_run`, `overwrite`), and the settings of documented flags followed by those of `a.b=c`."""
     from .stages import by_name
 
     parser = argparse.ArgumentParser(
@@ -324,8 +334,9 @@ def parse_arguments(stage: Stage[Any], argv: list[str]) -> tuple[argparse.Namesp
         epilog="keys of the YAML file, each also as key=value:\n" + "\n".join(f"  {k}  [{d}]  {h}" for k, _, d, h in describe(stage.config)),
     )  # fmt: skip
     parser.add_argument("--config", type=Path, help="YAML file (default: %s)" % (by_name(stage.name).config or "none"))
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="check everything, print the plan, do nothing")
-    parser.add_argument("--overwrite", action="store_true", help="replace an artifact made with other settings")
+    if isinstance(stage, Stage):
+        parser.add_argument("--dry-run", "--dry_run", action="store_true", help="check everything, print the plan, do nothing")
+        parser.add_argument("--overwrite", action="store_true", help="replace an artifact made with other settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override any key of the YAML file")
     flags: dict[str, str] = {}
     for loc, f, hint in fields(stage.config):

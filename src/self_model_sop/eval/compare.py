@@ -19,7 +19,7 @@ from ..config import option
 from ..errors import DATA, SopError
 from ..hub import HubConfig
 from ..stage import Artifact, Run, Stage, stage_main
-from .generate import Decoding, generate, measure
+from .generate import Answer, Decoding, generate, measure
 from .models import Device, Opened, free_memory, inputs_of, open_model
 from .perplexity import Scored, bits_per_byte, sequence_nats
 from .sets import conversations, documents, prompts
@@ -94,10 +94,14 @@ def measure_answers(opened: Opened, config: Config, questions: Sequence[str]) ->
         greedy.append(generate(*opened, ids, renderer.stop_ids, replace(config.answers, temperature=0.0)))
         seeds = range(config.answers.seed, config.answers.seed + config.samples)
         sampled.append([generate(*opened, ids, renderer.stop_ids, replace(config.answers, seed=seed)) for seed in seeds])
-    out: dict[str, Any] = {"greedy": [asdict(a) for a in greedy], "counts": measure(greedy)}
+    out: dict[str, Any] = {"greedy": [_plain(a) for a in greedy], "counts": measure(greedy)}
     if config.samples:
-        out |= {"sampled": [[asdict(a) for a in several] for several in sampled], "sampled_counts": measure([a for several in sampled for a in several])}
+        out |= {"sampled": [[_plain(a) for a in several] for several in sampled], "sampled_counts": measure([a for several in sampled for a in several])}
     return out
+
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    return {"text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped}
 
 
 def describe_model(opened: Opened) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..config import option
@@ -30,11 +30,12 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `stopped`: it ended by a stop token, not by its length."""
+    """One answer. `tokens` counts a stop token too; `stopped`: it ended by one, not by its length; `ids` are all new ids."""
 
     text: str
     tokens: int
     stopped: bool
+    ids: tuple[int, ...] = ()
 
 
 def generate(
@@ -63,7 +64,7 @@ def generate(
         out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=_streamer(tokenizer, stop, on_text) if on_text else None, **more)
     new = out[0, len(prompt) :].tolist()
     stopped = bool(new) and new[-1] in stop
-    return Answer(tokenizer.decode(new[:-1] if stopped else new, skip_special_tokens=True), len(new), stopped)
+    return Answer(tokenizer.decode(new[:-1] if stopped else new, skip_special_tokens=True), len(new), stopped, tuple(new))
 
 
 def _streamer(tokenizer: Any, stop: Sequence[int], on_text: Callable[[str], None]) -> Any:
@@ -104,8 +105,3 @@ def measure(answers: Sequence[Answer]) -> dict[str, float]:
         "distinct_1": distinct(texts, 1), "distinct_2": distinct(texts, 2), "repetition": sum(map(repetition, texts)) / count,
         "chars": sum(map(len, texts)) / count, "stopped": sum(a.stopped for a in answers) / count,
     }  # fmt: skip
-
-
-def as_json(answer: Answer) -> dict[str, Any]:
-    """An answer as plain data."""
-    return asdict(answer)

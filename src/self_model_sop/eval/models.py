@@ -31,8 +31,8 @@ def adapter_base(source: str | Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") if path.is_file() else None
 
 
-def open_model(source: str | Path, *, dtype: str = "float32", device: Device = "auto") -> Opened:
-    """Load a causal model (or an adapter on its base) and its tokenizer.
+def open_model(source: str | Path, *, base: str | Path | None = None, dtype: str = "float32", device: Device = "auto") -> Opened:
+    """Load a causal model and its tokenizer; of an adapter folder the base that it names, or `base`.
 
     Raises:
         SopError: where it does not load, is no causal model, or its tokenizer needs more rows than it has.
@@ -44,7 +44,9 @@ def open_model(source: str | Path, *, dtype: str = "float32", device: Device = "
     if device == "cuda" and not torch.cuda.is_available():
         raise SopError("no CUDA GPU is usable here", where="device", fix="device=cpu, or device=auto", code=ENVIRONMENT)
     if is_adapter(source):
-        model, tokenizer = loading.load_with_adapter(source, dtype=dtype)
+        model, tokenizer = open_adapter(Path(source), base, dtype)
+    elif base is not None:
+        raise SopError(f"no {ADAPTER_CONFIG} in this folder", where=str(source), fix="--adapter takes a folder that PEFT training wrote")
     else:
         kind = loading.kind_of(source)
         if kind != "causal":
@@ -54,6 +56,25 @@ def open_model(source: str | Path, *, dtype: str = "float32", device: Device = "
     check_fit(model, tokenizer, str(source))
     wanted = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     return Opened(model.to(wanted).eval(), tokenizer)
+
+
+def open_adapter(folder: Path, base: str | Path | None, dtype: str) -> tuple[Any, Any]:
+    """An adapter on its base model; the tokenizer is the one beside the adapter, where there is one.
+
+    Raises:
+        SopError: where the base is missing or the adapter is no safetensors file.
+    """
+    import peft
+
+    from ..train.model import load_model, load_tokenizer
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise SopError("no adapter_model.safetensors in this folder", where=str(folder), fix="adapters must be safetensors; convert .bin files first")
+    source = base or adapter_base(folder)
+    if not source:
+        raise SopError("the adapter does not name its base model", where=str(folder / ADAPTER_CONFIG), fix="give the base with --model, the adapter with --adapter")
+    tokenizer = load_tokenizer(folder if (folder / "tokenizer_config.json").is_file() else source)
+    return peft.PeftModel.from_pretrained(load_model(source, dtype=dtype), str(folder)), tokenizer
 
 
 def check_fit(model: Any, tokenizer: Any, where: str) -> None:
