@@ -38,6 +38,17 @@ def find(words: Sequence[str]) -> tuple[Entry | None, list[str]]:
     return None, list(words)
 
 
+def unknown(words: Sequence[str]) -> str:
+    """What to say about words that are no command: the commands of their group, or the nearest command."""
+    typed = [w.replace("_", "-") for w in words[:2] if not w.startswith("-")] or list(words[:1])
+    group = [" ".join(e.command) for e in STAGES if e.command[0] == typed[0]]
+    if group and len(typed) == 1:
+        return f"error: 'sop {typed[0]}' needs one more word:\n" + "\n".join(f"  sop {name}" for name in group)
+    known = group or [" ".join(e.command) for e in STAGES]
+    near = difflib.get_close_matches(" ".join(typed), known, 1) or difflib.get_close_matches(typed[0], [n for n in known if " " not in n], 1)
+    return f"error: no command {' '.join(typed)!r}; " + (f"did you mean 'sop {near[0]}'?" if near else "see sop --help")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command `sop`."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -49,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     entry, rest = find(words)
     if entry is None:
-        typed = " ".join(w for w in words[:2] if not w.startswith("-"))
-        near = difflib.get_close_matches(typed, [" ".join(e.command) for e in STAGES], 1)
-        print(f"error: no command {typed!r}" + (f"; did you mean 'sop {near[0]}'?" if near else "; see sop --help"), file=sys.stderr)
+        print(unknown(words), file=sys.stderr)
         return USAGE
     code: int = importlib.import_module(entry.module).main(rest)
     return code

@@ -96,7 +96,7 @@ def check_file(path: Path, stage: str | None = None, *, check_paths: bool = True
 
 
 def kind_of(path: Path, stage: str | None = None) -> Kind:
-    """What a YAML file is for: by `stage`, by `stages:` in it, by the table's default paths, else by the keys in it."""
+    """What a YAML file is for: by `stage`, by `stages:` in it, by its place, else by the keys in it."""
     if not path.is_file():
         raise SopError("no such config file", where=str(path))
     if stage:
@@ -107,6 +107,10 @@ def kind_of(path: Path, stage: str | None = None) -> Kind:
     full, root = path.resolve(), project_root(path).resolve()
     if full == root / MODEL_CONFIG:
         return Kind("shared by all stages", SharedConfig)
+    if full.parent == root / "config" / "trace_config":
+        from ..train.tracesettings import TraceSettings
+
+        return Kind(f"tracker {path.stem}", TraceSettings)
     for entry in STAGES:
         if entry.config and full == root / entry.config:
             return _kind(entry)
@@ -118,7 +122,7 @@ def kind_of(path: Path, stage: str | None = None) -> Kind:
 
 def _kind(entry: Entry) -> Kind:
     module = importlib.import_module(entry.module)
-    stage = getattr(module, "STAGE", None)
+    stage = getattr(module, "STAGE", None) or getattr(module, "VERB", None)
     return Kind(entry.name, stage.config if stage else getattr(module, "Config", None), stage)
 
 
