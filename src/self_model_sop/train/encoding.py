@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,8 @@ class Encoded:
     """Token ids of a text, with the characters that each token stands for: `starts[i]:ends[i]` of the text."""
 
     ids: list[int]
-    starts: list[int]
-    ends: list[int]
+    starts: Sequence[int]
+    ends: Sequence[int]
 
 
 class Encoder:
@@ -63,17 +64,14 @@ class Encoder:
 
     def _injected(self, text: str, found: Encoded, data: Sequence[Span]) -> bool:
         """Whether a control id covers characters of the data."""
-        if not data or self.control_ids.isdisjoint(found.ids):
-            return False
-        spans, at = list(data), 0
-        for number, start, end in zip(found.ids, found.starts, found.ends, strict=True):
-            if number not in self.control_ids:
-                continue
+        control = self.control_ids
+        firsts = [span[0] for span in data]
+        for k in [k for k, number in enumerate(found.ids) if number in control]:
+            start, end = found.starts[k], found.ends[k]
             piece = text[start:end]  # with the white space that some tokens swallow
-            start, end = start + len(piece) - len(piece.lstrip()), end - (len(piece) - len(piece.rstrip()))
-            while at < len(spans) and spans[at][1] <= start:
-                at += 1
-            if at < len(spans) and spans[at][0] < end:
+            start, end = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
+            before = bisect_left(firsts, end) - 1  # the last span that begins before the token ends
+            if before >= 0 and data[before][1] > start:
                 return True
         return False
 
@@ -87,12 +85,12 @@ class Encoder:
         ids = [renamed.original.get(i, i) for i in found.ids]
         if sum(i in self.control_ids for i in ids) != expected:
             raise SopError("text that looks like a control token cannot be encoded as plain text with this tokenizer", where=_excerpt(text, data), fix="remove it from the data")
-        return Encoded(ids, [shifts.back(i) for i in found.starts], [shifts.back(i) for i in found.ends])
+        return Encoded(ids, [shifts.back(i) for i in found.starts], [shifts.back(i, is_end=True) for i in found.ends])
 
 
 def _from_encoding(encoding: Any) -> Encoded:
     offsets = encoding.offsets
-    return Encoded(encoding.ids, [o[0] for o in offsets], [o[1] for o in offsets])
+    return Encoded(encoding.ids, [offset[0] for offset in offsets], [offset[1] for offset in offsets])
 
 
 def _excerpt(text: str, data: Sequence[Span]) -> str:
@@ -114,28 +112,25 @@ def control_tokens(tokenizer: Any, template: str = "") -> dict[str, int]:
 
 
 class _Shifts:
-    """Positions of a rewritten text -> positions of the original."""
+    """Positions of a rewritten text -> positions of the original: each rewritten piece maps to the start of its original, what follows moves along."""
 
     def __init__(self) -> None:
-        self.new: list[int] = []
-        self.old: list[tuple[int, int]] = []  # (original start, original end) of each rewritten piece, beside its [start, end) in the new text
-        self.ends: list[int] = []
+        self.starts: list[int] = []
+        self.pieces: list[tuple[int, Span]] = []  # end in the new text, span in the old one
 
     def add(self, new: Span, old: Span) -> None:
-        self.new.append(new[0])
-        self.ends.append(new[1])
-        self.old.append(old)
+        self.starts.append(new[0])
+        self.pieces.append((new[1], old))
 
-    def back(self, position: int) -> int:
-        from bisect import bisect_right
-
-        i = bisect_right(self.new, position) - 1
+    def back(self, position: int, *, is_end: bool = False) -> int:
+        """The original position; inside a rewritten piece its start (as an end: its end)."""
+        i = bisect_right(self.starts, position - is_end) - 1
         if i < 0:
             return position
-        start, end = self.old[i]
-        if position < self.ends[i]:
-            return start
-        return end + position - self.ends[i]
+        end, old = self.pieces[i]
+        if position < end + is_end:
+            return old[1] if is_end else old[0]
+        return old[1] + position - end
 
 
 class _Renamed:
@@ -171,7 +166,7 @@ class _Renamed:
             shifts.add((length, length + len(name)), (start, end))
             length += len(name)
             at = end
-        return "".join([*pieces, text[at:]]), shifts, len(shifts.new)
+        return "".join([*pieces, text[at:]]), shifts, len(shifts.starts)
 
     def _template_tokens(self, text: str, data: Sequence[Span]) -> Iterator[Span]:
         at = 0

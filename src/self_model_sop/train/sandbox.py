@@ -9,11 +9,14 @@ import ctypes
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from .. import errors
@@ -22,6 +25,7 @@ from . import tracked
 
 TIME_LIMIT = 10.0  # seconds for one rendering; a long dialogue takes milliseconds
 SIZE_LIMIT = 50_000_000  # characters of one value or of the output
+_MEMORY_LIMIT = 2**31  # bytes of address space of the process that tries a template out
 _HUGE_WIDTH = re.compile(r"\d{7,}")
 
 
@@ -58,6 +62,57 @@ def render(source: str, variables: Mapping[str, Any], *, seconds: float = TIME_L
         raise TemplateError(f"the template refuses this conversation: {error}") from error
     except (RecursionError, MemoryError) as error:
         raise TemplateError(f"the template needs too much: {type(error).__name__}", fix="do not use this template", code=errors.USAGE) from error
+
+
+def try_out(source: str, probes: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], *, seconds: float = TIME_LIMIT) -> list[dict[str, str]]:
+    """Render probes in a process of their own, with limits on processor time and memory: a template proves itself there before it runs here.
+
+    Answers {"text"} or {"error"} for each probe.
+
+    Raises:
+        TemplateError: where the process had to be stopped, or the template is faulty or forbidden in itself.
+    """
+    task = json.dumps({"source": source, "probes": list(probes), "variables": dict(variables), "seconds": seconds})
+    return [dict(result) for result in _try_out(task, seconds)]
+
+
+@lru_cache(maxsize=16)
+def _try_out(task: str, seconds: float) -> tuple[Mapping[str, str], ...]:
+    command = [sys.executable, "-c", f"from {__name__} import _child; _child()"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    try:
+        done = subprocess.run(command, input=task, capture_output=True, text=True, encoding="utf-8", timeout=2 * seconds + 20, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        raise TemplateError("the template does not end", fix="do not use this template", code=errors.USAGE) from None
+    if done.returncode != 0:
+        stopped = done.returncode < 0 or "MemoryError" in done.stderr
+        what = "the template takes too much time or memory" if stopped else f"the template cannot be tried: {done.stderr.strip()[-300:]}"
+        raise TemplateError(what, fix="do not use this template", code=errors.USAGE)
+    results = json.loads(done.stdout)
+    for result in results:
+        if result.get("code") == errors.USAGE:
+            raise TemplateError(result["error"], fix="do not use this template", code=errors.USAGE)
+    return tuple(results)
+
+
+def _child() -> None:
+    """The other process: reads a task from stdin, limits itself, renders, writes the results to stdout."""
+    import resource
+
+    task = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT, _MEMORY_LIMIT))
+    cpu = int(task["seconds"]) + 10
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+    results: list[dict[str, Any]] = []
+    for probe in task["probes"]:
+        values = {"documents": None, "tools": None, "add_generation_prompt": False, **task["variables"], **probe}
+        try:
+            results.append({"text": str.__str__(render(task["source"], values, seconds=task["seconds"]))})
+        except TemplateError as error:
+            results.append({"error": error.what, "code": error.code})
+            if error.code == errors.USAGE:
+                break
+    json.dump(results, sys.stdout)
 
 
 @lru_cache(maxsize=64)

@@ -10,13 +10,15 @@ Learned of an assistant turn: everything from the end of its prompt (what the te
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import console
 from ..errors import SopError
-from . import sandbox
+from . import families, sandbox
 from .encoding import Encoder, Span, ensure_pad
 from .sandbox import TemplateError
 from .tracked import leaf_mark, leaf_number, marks_of, track_tree
@@ -84,16 +86,14 @@ class Renderer:
         template: Jinja source.
         name: what the run's output calls the template.
         stop: further texts that end a turn (from a template file).
-        variables: default variables of the template (from a template file).
         train_on: `all_assistant`, `last` (the last assistant turn only) or `full` (every token).
+        verified: whether a real tokenizer of the template's family proved it.
     """
 
-    def __init__(
-        self, tokenizer: Any, template: str, *, name: str, stop: Sequence[str] = (), variables: Mapping[str, Any] | None = None, train_on: TrainOn = "all_assistant"
-    ) -> None:  # fmt: skip
-        self.tokenizer, self.template, self.name, self.train_on = tokenizer, template, name, train_on
+    def __init__(self, tokenizer: Any, template: str, *, name: str, stop: Sequence[str] = (), train_on: TrainOn = "all_assistant", verified: bool = True) -> None:
+        self.tokenizer, self.template, self.name, self.train_on, self.verified = tokenizer, template, name, train_on, verified
         self.encoder = Encoder(tokenizer, template)
-        self._variables = {**tokenizer.special_tokens_map, **(variables or {})}
+        self._variables = dict(tokenizer.special_tokens_map)
         self._prompt_lengths: dict[tuple[str, str, str], int] = {}
         self._call_style: str | None = None
         self._header, self._ends = self._learn(tuple(stop))
@@ -273,7 +273,8 @@ class Renderer:
         at = drawn.text.rfind(self._header, 0, start)
         previous = max((run[1] for run in drawn.runs if run[1] <= start), default=0)
         if at < 0 or at + len(self._header) < previous:
-            raise TemplateError(f"the template writes message {index + 1} (assistant) without the prompt that it gives a model", fix="use a template whose text agrees with its prompt")
+            what = f"the template writes message {index + 1} (assistant) without the prompt that it gives a model"
+            raise TemplateError(what, fix="use a template whose text agrees with its prompt")
         return start - at - len(self._header)
 
     def _ending(self, drawn: _Drawn, k: int, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> tuple[int, str]:
@@ -302,9 +303,28 @@ def renderer_for(tokenizer: Any, template_path: Path | None = None, *, override:
         SopError: no template, two that differ, or one that cannot be proven.
     """
     own = _own_template(tokenizer)
-    if own is None:
-        raise SopError("the tokenizer has no chat template", where=str(tokenizer.name_or_path), fix="set template_path, for example self_model/template/qwen2_chatml.json")
-    return Renderer(tokenizer, own, name="the tokenizer's own template", train_on=train_on)
+    variables = dict(tokenizer.special_tokens_map)
+    if template_path is None:
+        if own is None:
+            raise SopError("the tokenizer has no chat template", where=str(tokenizer.name_or_path), fix="set template_path, for example self_model/template/qwen2_chatml.json")
+        sandbox.try_out(own, [families.PROBES["answer"]], variables)
+        return Renderer(tokenizer, own, name="the tokenizer's own template", train_on=train_on)
+    file = families.read(families.find(template_path))
+    unlike = families.difference(file, own, variables) if own is not None else ""
+    if own is not None and not unlike:
+        return Renderer(tokenizer, own, name=f"{file.name} (equal to the tokenizer's own)", stop=file.stop, train_on=train_on)
+    if unlike and not override:
+        raise SopError(
+            f"the template file and the tokenizer's own template write different texts\n  {unlike}", where=str(file.path),
+            fix="leave template_path out to use the tokenizer's own, name the file of its family, or set template_override: true to retrain the format",
+        )  # fmt: skip
+    if not override:
+        families.require_tokens(file, tokenizer)
+    sandbox.try_out(file.source, [families.PROBES["answer"]], variables)
+    if file.unverified and not file.verified:
+        console.warn(f"the chat template {file.name} is unverified: {file.unverified}")
+    name = f"{file.name} (instead of the tokenizer's own)" if unlike else file.name
+    return Renderer(tokenizer, file.source, name=name, stop=file.stop, train_on=train_on, verified=bool(file.verified))
 
 
 def _own_template(tokenizer: Any) -> str | None:
@@ -392,15 +412,11 @@ def _around(drawn: _Drawn, k: int) -> tuple[str, str]:
 def _weights(text: str, starts: Sequence[int], ends: Sequence[int], turns: Sequence[Turn]) -> list[float]:
     """The weight of each token: that of its turn, 0 outside. A token that begins before a turn counts only if it holds more of it than white space."""
     weights = [0.0] * len(starts)
-    at = 0
     for turn in turns:
-        while at < len(starts) and ends[at] <= turn.start:
-            at += 1
-        if at < len(starts) and starts[at] < turn.start and not text[turn.start : ends[at]].strip():
-            at += 1
-        while at < len(starts) and starts[at] < turn.end:
-            weights[at] = turn.weight
-            at += 1
+        first, last = bisect_left(starts, turn.start), bisect_left(starts, turn.end)
+        while first and ends[first - 1] > turn.start and text[turn.start : ends[first - 1]].strip():
+            first -= 1
+        weights[first:last] = [turn.weight] * (last - first)
     return weights
 
 

@@ -84,10 +84,10 @@ class Tracked(str):
     def removesuffix(self, suffix: str, /) -> Any:
         return self[: -len(suffix)] if suffix and self.endswith(suffix) else self
 
-    def split(self, sep: str | None = None, maxsplit: int = -1) -> Any:
+    def split(self, sep: str | None = None, maxsplit: Any = -1) -> Any:
         return self._aligned(str.split(self, sep, maxsplit), sep)
 
-    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> Any:
+    def rsplit(self, sep: str | None = None, maxsplit: Any = -1) -> Any:
         return self._aligned(str.rsplit(self, sep, maxsplit), sep)
 
     def splitlines(self, keepends: bool = False) -> Any:
@@ -101,7 +101,8 @@ class Tracked(str):
 
     def _aligned(self, pieces: Iterable[str], sep: str | None) -> list[str]:
         """The pieces of a split with their marks; without a separator, white space lies between them, and no piece starts with what lies there."""
-        found, at = [], 0
+        found: list[str] = []
+        at = 0
         for piece in pieces:
             start = at if sep is not None else str.find(self, piece, at)
             end = start + len(piece)
@@ -109,7 +110,7 @@ class Tracked(str):
             at = end + len(sep or "")
         return found
 
-    def replace(self, old: str, new: str, count: int = -1, /) -> Any:
+    def replace(self, old: str, new: str, count: Any = -1, /) -> Any:
         if not old:
             return tainted(str.replace(self, old, new, count), self, new)
         return join(tracked_or_plain(new), self.split(old, count))
