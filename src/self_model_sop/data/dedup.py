@@ -3,30 +3,28 @@
 Two texts are near-duplicates when J(x, y) = |X & Y| / |X | Y| >= threshold, where X and Y are their sets of character n-grams. A text shorter
 than n has no n-gram: it is a duplicate only of an equal text. The answer equals the sequential scan that compares each text with every kept one before it.
 
-Method: the prefix-filter join (Chaudhuri et al., ICDE 2006; Bayardo et al., WWW 2007) over 64-bit hashes of the n-grams. Under any global
-order of n-grams, the first |x| - ceil(t|x|) + 1 of x and of y share one if J >= t; ordered rarest first, few others do.
+Three steps, each for fewer texts: equal texts; texts of which so many n-grams occur nowhere else that they can have no near-duplicate (a table of hash counts
+shows it: most texts of a natural corpus); the exact join of the rest (similarity_join.py).
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from .folding import fold, without_spacing
 
 if TYPE_CHECKING:
     from .ngrams import Ints
 
-_SPACE = re.compile(r"\s+")
-
 
 def exact_key(text: str) -> bytes:
-    """What exact deduplication compares: width, compatibility forms and case folded (NFKC, casefold), whitespace removed, UTF-8 (surrogates kept).
-
-    Punctuation counts (a full stop or a question mark can turn the meaning). The kept text itself is never changed.
+    """What exact deduplication compares: 16 bytes, equal for texts that differ only in width or compatibility form (NFKC), case, spacing, and traditional or
+    simplified characters (where opencc is installed: `folding.simplified`). Punctuation counts: a question mark can turn the meaning.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return _SPACE.sub("", folded).encode("utf-8", "surrogatepass")
+    folded = without_spacing(fold(text))
+    return hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def clusters(kept_by: Ints) -> dict[int, list[int]]:

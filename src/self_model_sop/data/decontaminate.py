@@ -1,0 +1,176 @@
+"""Find training texts that contain items of an evaluation set: overlap of character n-grams, folded, option-aware for multiple choice, offline.
+
+An n-gram overlap (n = 13 as in Brown et al. 2020, there in words, here in folded letters: width, case, traditional or simplified characters, spacing and
+punctuation make no difference) is looked up by hash and then confirmed on the text itself.
+
+* Plain item: a text overlaps it if they share an n-gram. An item shorter than n is found only as a whole text.
+* Multiple choice: a text overlaps it if it shares an n-gram with the question (or contains a shorter question whole) *and* holds one of the options (whole, or
+  an n-gram of a longer one). The question alone may be a phrase that many questions share ("which of the following is right"), an option alone a fact that may
+  well be learned. Question and option must add up to n letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .folding import letters
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .ngrams import Ints
+
+_BLOCK = 1 << 20  # folded characters looked at together
+_SHORTEST = 4  # letters of a question that is looked up
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A multiple-choice item: the question (with its passage, if any), and its options without letters."""
+
+    question: str
+    options: tuple[str, ...]
+
+
+def item_of(row: Mapping[str, Any]) -> str | Choice:
+    """An evaluation row as an item: multiple choice where it has options, else its text.
+
+    Raises:
+        RowError: the row has neither.
+    """
+    from .formats import choice_of, detect, to_text
+
+    if detect(dict(row)) == "choice":
+        question, options, _ = choice_of(dict(row))
+        return Choice(question, tuple(options))
+    return to_text(dict(row))
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A folded item; `options` is empty for a plain one."""
+
+    text: str
+    options: tuple[str, ...]
+
+    def evidence(self, folded: str, n: int) -> bool:
+        """Whether a text that shares an n-gram with `text` (or contains it) overlaps this item."""
+        return not self.options or any(_contains(folded, option, n) and min(len(self.text), n) + min(len(option), n) >= n for option in self.options)
+
+
+def _contains(folded: str, part: str, n: int) -> bool:
+    """Whether `part` occurs whole, or, where it is longer than n, any n-gram of it."""
+    if len(part) <= n:
+        return bool(part) and part in folded
+    return any(part[i : i + n] in folded for i in range(len(part) - n + 1))
+
+
+class Overlap:
+    """Evaluation items, ready to be looked for in any number of texts.
+
+    Args:
+        items: plain texts, or `Choice`.
+        n: letters of an n-gram.
+
+    Raises:
+        ValueError: `n` below 4.
+    """
+
+    def __init__(self, items: Sequence[str | Choice], n: int = 13) -> None:
+        if n < _SHORTEST:
+            raise ValueError(f"decontamination: n must be >= {_SHORTEST}, not {n}")
+        self.n = n
+        self.items = [_Item(letters(i.question), tuple(map(letters, i.options))) if isinstance(i, Choice) else _Item(letters(i), ()) for i in items]
+        short = [k for k, item in enumerate(self.items) if len(item.text) < n]
+        self._whole: dict[str, int] = {}
+        for k in short:
+            if not self.items[k].options and self.items[k].text:
+                self._whole.setdefault(self.items[k].text, k)
+        self._long = _Lookup({k: item.text for k, item in enumerate(self.items) if len(item.text) >= n}, n)
+        questions = {k: self.items[k].text for k in short if self.items[k].options and len(self.items[k].text) >= _SHORTEST}
+        width = min(map(len, questions.values()), default=_SHORTEST)
+        self._short = _Lookup({k: text[:width] for k, text in questions.items()}, width)
+
+    def find(self, texts: Iterable[str]) -> Iterator[int | None]:
+        """For each text the first item that it overlaps, or None."""
+        block: list[str] = []
+        size = 0
+        for text in texts:
+            block.append(letters(text))
+            size += len(block[-1])
+            if size >= _BLOCK:
+                yield from self._find(block)
+                block, size = [], 0
+        yield from self._find(block)
+
+    def _find(self, folded: list[str]) -> Iterator[int | None]:
+        found: list[int | None] = [self._whole.get(text) for text in folded]
+        for lookup in (self._long, self._short):
+            for text, position, item in lookup.hits(folded):
+                known = found[text]
+                if (known is None or item < known) and self._confirmed(folded[text], position, self.items[item]):
+                    found[text] = item
+        yield from found
+
+    def _confirmed(self, folded: str, position: int, item: _Item) -> bool:
+        part = folded[position : position + self.n] if len(item.text) >= self.n else item.text
+        return part in (item.text if len(item.text) >= self.n else folded) and item.evidence(folded, self.n)
+
+
+class _Lookup:
+    """Hashes of the n-grams of some items, sorted, and whose they are."""
+
+    def __init__(self, items: Mapping[int, str], n: int) -> None:
+        import numpy as np
+
+        from .ngrams import Grams
+
+        self.n = n
+        numbers = np.fromiter(items, np.int64, len(items))
+        grams = Grams(list(items.values()), n, width=64)
+        hashes: NDArray[np.uint64] = np.concatenate([h for _, _, h in grams] or [np.zeros(0, np.uint64)])
+        owner = np.repeat(numbers, grams.counts)
+        order = np.lexsort((owner, hashes))
+        self.hashes, self.owner = hashes[order], owner[order]
+        self.bits = min(26, max(10, (8 * len(hashes) + 1).bit_length()))
+        self.table = np.zeros(1 << self.bits, bool)  # spares most searches
+        self.table[self._entry(self.hashes)] = True
+
+    def _entry(self, hashes: NDArray[np.uint64]) -> Ints:
+        import numpy as np
+
+        out: Ints = (hashes >> np.uint64(64 - self.bits)).view(np.int64)
+        return out
+
+    def hits(self, texts: list[str]) -> Iterator[tuple[int, int, int]]:
+        """Yield (text, position, item) of n-grams with the same hash, each pair of text and item once, ordered."""
+        import numpy as np
+
+        from .ngrams import Grams, ranges
+
+        chosen = [i for i, text in enumerate(texts) if len(text) >= self.n]
+        if not chosen or not len(self.hashes):
+            return
+        grams = Grams([texts[i] for i in chosen], self.n, width=64)
+        for lo, hi, hashes in grams:
+            at = np.flatnonzero(self.table[self._entry(hashes)])
+            begin, end = np.searchsorted(self.hashes, hashes[at], "left"), np.searchsorted(self.hashes, hashes[at], "right")
+            item = self.owner[ranges(begin, end - begin)]
+            at = np.repeat(at, end - begin)
+            count = grams.counts[lo:hi]
+            text = np.repeat(np.arange(lo, hi), count)[at]
+            position = at - (np.cumsum(count) - count)[text - lo]
+            order = np.lexsort((position, item, text))
+            text, position, item = text[order], position[order], item[order]
+            once = np.ones(len(text), bool)
+            once[1:] = (text[1:] != text[:-1]) | (item[1:] != item[:-1])
+            for t, p, i in zip(text[once].tolist(), position[once].tolist(), item[once].tolist(), strict=True):
+                yield chosen[t], p, i
+
+
+def overlaps(texts: Iterable[str], eval_texts: Sequence[str | Choice], n: int = 13) -> list[int | None]:
+    """For each text the index of the first evaluation item that it overlaps, or None. Keeps one block of texts in memory."""
+    return list(Overlap(eval_texts, n).find(texts))
