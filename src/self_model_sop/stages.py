@@ -44,7 +44,7 @@ STAGES: tuple[Entry, ...] = (
     Entry("tokenizer.extend", "append the chosen tokens; the old ones never move", _TOKENIZER, "tokenizer/aux_tokenizer/extend_base_tokenizer.py"),
     Entry("tokenizer.resize", "grow the embeddings and initialise the new rows", _TOKENIZER, "tokenizer/aux_tokenizer/resize_embeddings.py"),
     Entry("tokenizer.evaluate", "compare two tokenizers on a text", _TOKENIZER, "tokenizer/evaluate/eval_tokenizer.py"),
-    Entry("tokenizer.mlm_loss", "masked-token loss of a masked model", "", "tokenizer/evaluate/eval_mlm_loss.py"),
+    Entry("tokenizer.mlm_loss", "masked-token loss of a masked model", "", "tokenizer/evaluate/eval_mlm_loss.py", stage=False),
     Entry("train.pretrain", "continued pretraining", "config/self_model_config/pretrain.yaml", "self_model/pretrain/train_pretrain.py"),
     Entry("train.sft", "supervised fine-tuning", "config/self_model_config/finetune.yaml", "self_model/fine_tuning/train_finetune.py"),
     Entry("train.merge", "merge an adapter into its base model", "config/self_model_config/merge.yaml", "self_model/merge_lora.py"),
