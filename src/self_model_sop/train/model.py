@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,57 @@ def load_model(source: str | Path, *, kind: Kind = "causal", dtype: str = "float
     return model.eval()
 
 
+def load_with_adapter(source: str | Path, *, dtype: str = "float32", **options: Any) -> tuple[Any, Any]:
+    """(model in eval mode, tokenizer) of a folder, whether it holds a model or an adapter (then: its base with the adapter on it, not merged).
+
+    Raises:
+        SopError: where base, adapter or tokenizer is missing.
+    """
+    tokenizer = load_tokenizer(source)
+    if not is_adapter(source):
+        return load_model(source, dtype=dtype, **options), tokenizer
+    return put_adapter(load_model(base_of(source), dtype=dtype, **options), source).eval(), tokenizer
+
+
+def put_adapter(model: Any, adapter: str | Path) -> Any:
+    """`model` with the adapter of a folder on it.
+
+    Raises:
+        SopError: where the adapter does not fit the model.
+    """
+    import peft
+
+    try:
+        return peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
+    except (OSError, ValueError, RuntimeError, IndexError) as error:
+        what = f"the adapter does not load onto {type(model).__name__}: {str(error).splitlines()[0]}"
+        raise SopError(what, where=str(adapter), fix="name the base model that it was trained on") from error
+
+
+def is_adapter(source: str | Path) -> bool:
+    """True for a folder that holds a peft adapter and no model."""
+    return (Path(source) / "adapter_config.json").is_file() and not (Path(source) / "config.json").is_file()
+
+
+def base_of(adapter: str | Path) -> str:
+    """The base model that an adapter names: its path as it was, else relative to the adapter (a moved project), else a hub id.
+
+    Raises:
+        SopError: where neither is there.
+    """
+    named = str(json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    if Path(named).is_dir():
+        return named
+    note = Path(adapter) / "base.json"
+    if note.is_file():
+        beside = Path(adapter) / json.loads(note.read_text(encoding="utf-8"))["base"]
+        if beside.is_dir():
+            return str(beside.resolve())
+    if not named or named.startswith(("/", ".")):
+        raise SopError(f"the base model of this adapter is not there: {named or 'not named'}", where=str(adapter), fix="name it: base_model=FOLDER")
+    return named
+
+
 def kind_of(source: str | Path) -> Kind:
     """Which kind of model a folder or hub id holds, by the architecture that its config names.
 
@@ -53,7 +105,8 @@ def kind_of(source: str | Path) -> Kind:
     try:
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise SopError(f"no model config loads from here: {str(error).splitlines()[0]}", where=str(source), fix="point to a folder with config.json, or a hub id that exists") from error
+        what = f"no model config loads from here: {str(error).splitlines()[0]}"
+        raise SopError(what, where=str(source), fix="point to a folder with config.json, or a hub id that exists") from error
     names = config.architectures or []
     if config.is_encoder_decoder:
         return "seq2seq"
