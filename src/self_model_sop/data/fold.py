@@ -35,8 +35,8 @@ def _table() -> NDArray[np.uint32]:
     return simplified[table]
 
 
-def key_of(codes: NDArray[np.uint32]) -> bytes:
-    """16 bytes that are equal for texts with the same folded form. `codes`: code points, [chars].
+def key_of(codes: NDArray[np.uint32], exact: bytes = b"") -> bytes:
+    """16 bytes that are equal for texts with the same folded form (and the same `exact` bytes). `codes`: code points, [chars].
 
     Between two letters or digits of an alphabet whitespace counts as one space (`now here` is not `nowhere`), elsewhere as nothing.
     """
@@ -50,4 +50,6 @@ def key_of(codes: NDArray[np.uint32]) -> bytes:
     apart = np.flatnonzero((np.diff(at) > 1) & word[1:] & word[:-1])
     if len(apart):
         kept = np.insert(kept, apart + 1, 0x20)
-    return hashlib.blake2b(kept.tobytes(), digest_size=16).digest()
+    digest = hashlib.blake2b(kept.tobytes(), digest_size=16)
+    digest.update(exact)
+    return digest.digest()

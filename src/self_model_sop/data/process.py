@@ -24,6 +24,7 @@ from .pii import DEFAULT_RULES, RULES
 from .rows import Rules
 from .sets import InputFile, Sets, find
 
+_MIN_CHARS = {"pretrain": 10}  # an answer may be one character, a document may not
 ALWAYS_SHOWN = ("duplicates", "near_duplicates", "too_short", "too_long")
 
 
@@ -31,7 +32,7 @@ ALWAYS_SHOWN = ("duplicates", "near_duplicates", "too_short", "too_long")
 class ProcessConfig:
     """`process:` the documented settings."""
 
-    min_chars: int = option(10, "rows with fewer characters of text are dropped (too_short)", flag="--min_chars")
+    min_chars: int | None = option(None, "rows with fewer characters are dropped (too_short); none: 10 for pretraining text, 2 for other rows", flag="--min_chars")
     max_chars: int = option(100_000, "longer dialogues are dropped (too_long), longer pretraining documents split", flag="--max_chars")
     split_long: bool = option(True, "split pretraining documents longer than max_chars at paragraph borders; off: drop them", flag="--split_long")
     max_turns: int | None = option(None, "dialogues with more user turns are dropped; none: any number", flag="--max_turns")
@@ -93,7 +94,7 @@ def preflight(config: Config) -> list[tuple[str, str, str]]:
         problems.append(("subdir", "must be the plain name of one folder", "for example: pretrain"))
     if not config.inputs():
         problems.append(("input", "nothing to read", "give a file or a folder"))
-    if not 0 <= p.min_chars <= p.max_chars:
+    if p.min_chars is not None and not 0 <= p.min_chars <= p.max_chars:
         problems.append(("process.min_chars", f"must lie between 0 and max_chars ({p.max_chars})", ""))
     if p.max_chars < 100:
         problems.append(("process.max_chars", "must be at least 100", ""))
@@ -185,8 +186,9 @@ def build(run: Run[Config]) -> dict[str, Any]:
 def rules_of(config: Config, name: str, members: Sequence[InputFile]) -> Rules:
     """The rules for the rows of one set."""
     p = config.process
+    least = p.min_chars if p.min_chars is not None else _MIN_CHARS.get(name, 2)
     return Rules(
-        set_name=name, min_chars=p.min_chars, max_chars=p.max_chars, max_turns=p.max_turns, split_long=p.split_long, sentiment=p.sentiment_filter, text_fields=config.text_fields,
+        set_name=name, min_chars=least, max_chars=p.max_chars, max_turns=p.max_turns, split_long=p.split_long, sentiment=p.sentiment_filter, text_fields=config.text_fields,
         columns=config.columns, clean=config.clean, filters=config.filters, pii=p.pii, pii_rules=p.pii_rules, names=tuple(f.name for f in members),
         want_text=p.near_dedup or bool(p.decontaminate) or p.validation_ratio > 0,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from . import filters, pii
 from .clean import CleanConfig, cleaner
 from .filters import FilterConfig
 from .fold import key_of
-from .formats import Row, RowError, detect, map_texts, text_key, to_messages, to_preference, to_text, tools_of
+from .formats import DIALOGUE_KEYS, Row, RowError, detect, map_texts, text_key, to_messages, to_preference, to_text, tools_of
 from .records import dumps, parse_object
 
 SHOWN = 200  # characters of a row in reports
@@ -177,7 +177,7 @@ class Judge:
             return self._out(item, piece, reason, text)
         row.pop("_source", None)
         row["_source"] = self.rules.source(item, piece)
-        return Outcome(item.file, item.line, piece, None, False, text if self.rules.want_text else "", dumps(row), key_of(codes))
+        return Outcome(item.file, item.line, piece, None, False, text if self.rules.want_text else "", dumps(row), _key(row, codes))
 
     def _quality(self, text: str, codes: Any, pretrain: bool) -> str | None:
         rules, config = self.rules, self.rules.filters
@@ -196,6 +196,15 @@ class Judge:
                 or filters.repetition(codes, lines, config.repetition)
             )
         return reason or (filters.sentiment(text) if rules.sentiment else None)
+
+
+def _key(row: Row, codes: Any) -> bytes:
+    """What exact duplicates share: the folded text, and all that is no text (tool calls, tool declarations), which must be equal."""
+    programs = [row[name] for name in ("tools", "functions") if row.get(name)]
+    for name in DIALOGUE_KEYS:
+        turns = row.get(name)
+        programs += [t for t in turns if isinstance(t, dict) and (t.get("tool_calls") or t.get("from") == "function_call")] if isinstance(turns, list) else []
+    return key_of(codes, dumps({"": programs}).encode() if programs else b"")
 
 
 def split_text(text: str, most: int, least: int) -> list[str]:
