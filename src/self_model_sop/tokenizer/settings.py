@@ -40,13 +40,14 @@ class SelectionConfig:
     """`selection:` which candidates become tokens."""
 
     method: Literal["auto", "continued_bpe", "sentencepiece", "added_tokens"] = option("auto", "auto: by the kind of the base tokenizer")
-    scope: Literal["script", "free", "word"] = option("script", "script: merges inside runs of Han characters only, so that other text never changes")
+    scope: Literal["script", "free", "word"] = option("script", "script: every new token holds Chinese text, so that other text never changes; word: none crosses a jieba word")
     new_tokens: int | None = option(None, "how many; none: stop where the held-out gain falls below min_gain", flag="--new_tokens")
     max_new_tokens: int = option(20_000, "upper bound of the stopping rule")
     min_gain: float = option(20.0, "stop when the next 100 tokens save fewer than this many tokens per million held-out tokens, each")
     min_freq: int = option(5, "fewest uses in the training text")
     max_base_pieces: int | None = option(None, "skip candidates that the base tokenizer writes in more pieces than this")
-    max_samples: int | None = option(None, "read at most so many training lines")
+    max_token_chars: int = option(16, "longest new token, in characters: boilerplate is no vocabulary")
+    max_samples: int | None = option(None, "read at most so many documents of the training text, evenly spread")
     lexicon: Path | None = option(None, "own terms, one per line, `term<TAB>frequency` allowed; they compete by the same gain", path="input")
 
 
