@@ -31,7 +31,10 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("words", "suggestion"),
-    [(["data", "proces"], "did you mean 'sop data process'?"), (["rn", "x.yaml"], "did you mean 'sop run'?"), (["tokeniser", "select"], "did you mean 'sop tokenizer select'?"), (["zzz"], "see sop --help"), (["data", "zzz"], "see sop --help")],
+    [
+        (["data", "proces"], "did you mean 'sop data process'?"), (["rn", "x.yaml"], "did you mean 'sop run'?"), (["tokeniser", "select"], "did you mean 'sop tokenizer select'?"),
+        (["zzz"], "see sop --help"), (["data", "zzz"], "see sop --help"), (["--hlep"], "see sop --help"),
+    ],
 )  # fmt: skip
 def test_a_wrong_word_gets_a_suggestion(words: list[str], suggestion: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == USAGE
@@ -51,8 +54,8 @@ def test_underscores_and_dashes_are_the_same() -> None:
 @pytest.mark.parametrize("entry", [None, *STAGES], ids=lambda e: e.name if e else "sop")
 def test_help_of_every_command_loads_nothing_heavy(entry: object) -> None:
     words = [*getattr(entry, "command", ()), "--help"]
-    code = f"import sys\nfrom self_model_sop.cli import main\ntry:\n    main({words!r})\nexcept SystemExit as end:\n    assert not end.code, end.code\nprint('LOADED', [m for m in {HEAVY!r} if m in sys.modules])"
-    out = python(code)
+    call = f"try:\n    main({words!r})\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+    out = python(f"import sys\nfrom self_model_sop.cli import main\n{call}print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])")
     assert out.splitlines()[-1] == "LOADED []", out[-500:]
     assert "usage: sop" in out
 

@@ -42,7 +42,9 @@ def test_the_environment_s_secrets_are_masked_anywhere(monkeypatch: pytest.Monke
     assert redact_tree({"deep": [{"text": "a-value-without-a-shape"}], "n": 3}) == {"deep": [{"text": MASK}], "n": 3}
 
 
-@pytest.mark.parametrize("text", ["api_key=abcdef123", "api_key: abcdef123", '"password": "abcdef123"', "HF_TOKEN=abcdef123", "access_token='abcdef123'", "?auth_token=abcdef123&x=1"])
+@pytest.mark.parametrize(
+    "text", ["api_key=abcdef123", "api_key: abcdef123", '"password": "abcdef123"', "HF_TOKEN=abcdef123", "access_token='abcdef123'", "?auth_token=abcdef123&x=1"]
+)
 def test_assignments_are_masked(text: str) -> None:
     assert "abcdef123" not in redact(text) and MASK in redact(text)
 
@@ -53,7 +55,8 @@ def test_ordinary_text_is_left_alone(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "variable"), [("wandb.api_key", "x", "WANDB_API_KEY"), ("swanlab.api_key", "x", "SWANLAB_API_KEY"), ("x", HF, "HF_TOKEN"), ("modelscope.token", "x", "MODELSCOPE_API_TOKEN")]
+    ("key", "value", "variable"),
+    [("wandb.api_key", "x", "WANDB_API_KEY"), ("swanlab.api_key", "x", "SWANLAB_API_KEY"), ("x", HF, "HF_TOKEN"), ("modelscope.token", "x", "MODELSCOPE_API_TOKEN")],
 )
 def test_the_variable_to_use(key: str, value: str, variable: str) -> None:
     assert environment_variable_for(key, value) == variable

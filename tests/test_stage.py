@@ -169,8 +169,10 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "text"),
     [
-        (["lines=x"], errors.USAGE, "expected integer"), (["--lines", "x"], errors.USAGE, "--lines: lines: expected integer"), (["lines=-1"], errors.USAGE, "must not be negative; write 0 or more"),
-        (["--config", "gone.yaml"], errors.USAGE, "no such config file"), (["word=fail"], errors.DATA, "asked to fail"), (["source=gone"], errors.USAGE, "no such file or folder"),
+        (["lines=x"], errors.USAGE, "expected integer"), (["--lines", "x"], errors.USAGE, "--lines: lines: expected integer"),
+        (["lines=-1"], errors.USAGE, "must not be negative; write 0 or more"),
+        (["--config", "gone.yaml"], errors.USAGE, "no such config file"), (["word=fail"], errors.DATA, "asked to fail"),
+        (["source=gone"], errors.USAGE, "no such file or folder"),
         (["output_dir=/proc/nowhere"], errors.USAGE, "/proc/nowhere"), (["lnies=3"], errors.USAGE, "did you mean 'lines'?"),
     ],
 )  # fmt: skip
@@ -209,7 +211,10 @@ def test_a_bug_is_called_one_and_shows_no_secret(capsys: pytest.CaptureFixture[s
     assert "Traceback" in err and "please report" in err and "s3cr3t" not in err
 
 
-@pytest.mark.parametrize(("error", "code"), [(MemoryError(), errors.ENVIRONMENT), (OSError(28, "No space left", "x"), errors.DISK), (BrokenPipeError(), errors.OK), (PermissionError(13, "denied", "x"), errors.USAGE)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(MemoryError(), errors.ENVIRONMENT), (OSError(28, "No space left", "x"), errors.DISK), (BrokenPipeError(), errors.OK), (PermissionError(13, "denied", "x"), errors.USAGE)],
+)
 def test_errors_of_the_system(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> int:
         raise error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import json
 import types
@@ -283,13 +284,21 @@ def _forbid_extra(cls: type) -> None:
             _forbid_extra(inner)
 
 
-def _validate(cls: type[T], tree: Tree, problems: list[Problem]) -> T | None:
-    from pydantic import TypeAdapter, ValidationError
+@functools.cache
+def _adapter(cls: type) -> Any:
+    from pydantic import TypeAdapter
 
     _forbid_extra(cls)
+    return TypeAdapter(cls)
+
+
+def _validate(cls: type[T], tree: Tree, problems: list[Problem]) -> T | None:
+    from pydantic import ValidationError
+
     try:
         text = json.dumps(tree.data, ensure_ascii=True, allow_nan=False)
-        return TypeAdapter(cls).validate_json(text, strict=True)
+        config: T = _adapter(cls).validate_json(text, strict=True)
+        return config
     except ValidationError as error:
         seen = set()
         for item in error.errors(include_url=False):
