@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import importlib
 import json
 import types
@@ -284,12 +283,17 @@ def _forbid_extra(cls: type) -> None:
             _forbid_extra(inner)
 
 
-@functools.cache
+_ADAPTERS: dict[type, Any] = {}
+
+
 def _adapter(cls: type) -> Any:
+    """pydantic's validator of a class, built once: building costs more than validating."""
     from pydantic import TypeAdapter
 
-    _forbid_extra(cls)
-    return TypeAdapter(cls)
+    if cls not in _ADAPTERS:
+        _forbid_extra(cls)
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def _validate(cls: type[T], tree: Tree, problems: list[Problem]) -> T | None:
