@@ -11,15 +11,10 @@ from typing import Any
 
 import pytest
 
-from hub_server import Files, HubServer
+from hub_server import Files, HubServer, jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data_process" / "sample_data"
-
-
-def jsonl(rows: list[dict[str, Any]]) -> bytes:
-    """Rows as JSONL bytes."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def _sample_rows(name: str) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -143,6 +142,11 @@ class HubServer:
         }  # fmt: skip
 
 
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    """Rows as JSONL bytes."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
 def is_large(path: str) -> bool:
     return path.endswith(LARGE)
 
@@ -178,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{method} {path}" + (f" {self.headers['Range']}" if self.headers.get("Range") else ""))
         self.fault = self.hub.fault_for(method, path)
         if self.fault and self.fault.stall:
-            time.sleep(self.fault.stall)
+            threading.Event().wait(self.fault.stall)
         if self.fault and self.fault.status:
             self.reply(self.fault.status, b"the server misbehaves", self.fault.headers)
             return
@@ -228,8 +232,14 @@ class _Handler(BaseHTTPRequestHandler):
             wanted = parse_qs(self.body.decode()).get("paths") or json.loads(self.body or b"{}").get("paths", [])
             self.json([self.entry(p, files[p]) for p in wanted if p in files])
         else:
-            siblings = [{"rfilename": p, **({"size": len(files[p])} if "blobs" in self.query else {})} for p in sorted(files)]
+            siblings = [{"rfilename": p, **(self.blob(p, files[p]) if "blobs" in self.query else {})} for p in sorted(files)]
             self.json({"_id": "0", "id": name, "sha": commit, "private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
+
+    @staticmethod
+    def blob(path: str, data: bytes) -> dict[str, Any]:
+        entry = _Handler.entry(path, data)
+        lfs = {"lfs": {"sha256": entry["lfs"]["oid"], "size": len(data), "pointerSize": 134}} if "lfs" in entry else {}
+        return {"size": len(data), "blobId": entry["oid"], **lfs}
 
     def page(self, entries: list[dict[str, Any]], size: int = 3) -> None:
         """Small pages, so that the client has to follow the Link header."""

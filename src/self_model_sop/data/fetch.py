@@ -17,11 +17,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
-from .. import console, hub
+from .. import console, repository
 from ..artifact import Target, read_manifest
 from ..config import option
-from ..hub import HubConfig, RemoteFile, Repository
+from ..hub import HubConfig
 from ..names import inside, safe_name, safe_relative
+from ..repository import RemoteFile, Repository
 from ..stage import Artifact, Run, Stage, stage_main
 from . import records
 from .encodings import open_bytes, text_lines
@@ -91,39 +92,39 @@ def _build(run: Run[Config]) -> dict[str, Any]:
 
 def _from_hub(run: Run[Config]) -> dict[str, Any]:
     config, target = run.config, _target(run.config)
-    repository = hub.dataset(config.dataset_name, config.huggingface, config.data_subdir)
-    moved = _moved(read_manifest(target.manifest), repository.commit)
-    by_path = {f.path: f for f in repository.files}
-    chosen = choose(list(by_path), config.dataset_name, subdir=config.data_subdir, card=_card(repository, config), config_name=config.config_name, split=config.split)
+    found = repository.listing("dataset", config.dataset_name, config.huggingface, config.data_subdir)
+    moved = _moved(read_manifest(target.manifest), found.commit)
+    by_path = {f.path: f for f in found.files}
+    chosen = choose(list(by_path), config.dataset_name, subdir=config.data_subdir, card=_card(found, config), config_name=config.config_name, split=config.split)
     kept = quarantined = 0
     notes: list[str] = []
     for split, paths in chosen.items():
         with _Writer(run.work, f"{config.name}__{split}", config.sample_limit) as out:
             for path in takewhile(lambda _: not out.full, paths):
-                out.add(_bring(repository, by_path[path], run, out.left), notes)
+                out.add(_bring(found, by_path[path], run, out.left), notes)
             kept, quarantined = kept + out.kept, quarantined + out.quarantined
     size = sum(by_path[p].size for paths in chosen.values() for p in paths)
     return {
-        "commit": repository.commit, "upstream_moved": moved, "splits": chosen, "source_bytes": size, "verified": config.sample_limit is None,
+        "commit": found.commit, "upstream_moved": moved, "splits": chosen, "source_bytes": size, "verified": config.sample_limit is None,
         "kept": kept, "quarantined": quarantined, "notes": notes,
     }  # fmt: skip
 
 
-def _card(repository: Repository, config: Config) -> dict[str, Any]:
-    readme = next((f for f in repository.files if f.path == "README.md"), None)
+def _card(found: Repository, config: Config) -> dict[str, Any]:
+    readme = next((f for f in found.files if f.path == "README.md"), None)
     if readme is None or (config.data_subdir and not config.config_name):
         return {}
-    with hub.open_remote(repository, readme, config.huggingface) as f:
+    with repository.open_remote(found, readme, config.huggingface) as f:
         return read_card((f.read(1 << 18) or b"").decode("utf-8", "replace"))
 
 
-def _bring(repository: Repository, file: RemoteFile, run: Run[Config], rows: int | None) -> Path:
+def _bring(found: Repository, file: RemoteFile, run: Run[Config], rows: int | None) -> Path:
     """The file, or (with a limit) its first rows, on this disk."""
     config = run.config
     if rows is None:
         console.note(f"fetching {file.path} ({file.size / 2**20:.1f} MiB)")
-        return hub.download(repository, file, config.huggingface, force=config.force_download)
-    with hub.open_remote(repository, file, config.huggingface) as stream:
+        return repository.download(found, file, config.huggingface, force=config.force_download)
+    with repository.open_remote(found, file, config.huggingface) as stream:
         return head(stream, file.path, rows, run.work / ".head" / safe_name(file.path))
 
 
@@ -144,7 +145,7 @@ def _from_local(run: Run[Config]) -> dict[str, Any]:
     chosen = [p for p in found if is_rows(p.name) and not any(p.match(glob) for glob in config.exclude)]
     taken: set[str] = set()
     kept = quarantined = 0
-    for path in chosen:
+    for path in sorted(chosen, key=lambda p: (not _keeps_name(p), p)):  # files that keep their names choose first
         relative = Path(path.name) if root.is_file() else path.relative_to(root)
         folder = run.work.joinpath(*map(safe_name, relative.parent.parts))
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,10 +159,14 @@ def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts) or path.name.endswith("manifest.json")
 
 
+def _keeps_name(path: Path) -> bool:
+    return records.kind_of(path) in ("jsonl", "txt")
+
+
 def _free_name(path: Path, folder: Path, taken: set[str]) -> Path:
     """The output of a local file: its own name for lines, `.jsonl` for what is converted; two names never fall together, whatever their case."""
     plain = plain_name(safe_name(path.name))
-    name = plain if records.kind_of(path) in ("jsonl", "txt") else f"{Path(plain).stem}.jsonl"
+    name = plain if _keeps_name(path) else f"{Path(plain).stem}.jsonl"
     if str(folder / name).casefold() in taken:
         name = f"{plain}.jsonl"
     while str(folder / name).casefold() in taken:
@@ -324,7 +329,7 @@ def _upstream(artifact: Artifact) -> str:
     if not commit or len(paths["huggingface"]["revision"] or "") == 40:
         return ""
     known = {k: v for k, v in paths["huggingface"].items() if k in ("endpoint", "source", "offline", "revision")}
-    now = hub.head_commit(artifact.stats["source"], HubConfig(**known))
+    now = repository.head_commit(artifact.stats["source"], HubConfig(**known))
     return f"upstream moved {commit[:12]} -> {now[:12]}; --force_download fetches the new one" if now and now != commit else ""
 
 
