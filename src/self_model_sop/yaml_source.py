@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 256 << 10
 MAX_DEPTH = 32
-MAX_NODES = 20_000
+MAX_NODES = 5_000
 
 Loc = tuple[Any, ...]
 
@@ -94,7 +94,19 @@ class Tree:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema."""
+    """SafeLoader with the scalars of YAML 1.2's core schema, which gives up at the first node too many or too deep."""
+
+    nodes = 0
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.nodes += 1
+        self.depth += 1
+        if self.nodes > MAX_NODES or self.depth > MAX_DEPTH + 1:
+            raise OverflowError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {}
