@@ -9,11 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CHATML = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+QWEN2_CHATML = Path(__file__).parent.parent / "self_model" / "template" / "qwen2_chatml.json"
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
@@ -33,6 +29,13 @@ def sentences() -> Iterator[str]:
     for i in range(40):
         yield _ENGLISH + f"Line {i} of the text, number {i * 37}."
         yield _CHINESE if i % 4 == 0 else _CHINESE[i % 20 : i % 20 + 24]
+
+
+def _template(path: Path) -> str:
+    """The Jinja of a template file: that of the real model, which the tiny one stands in for."""
+    from self_model_sop.train.families import read
+
+    return read(path).source
 
 
 def _byte_level(vocab_size: int, split: str, specials: list[str]) -> Any:
@@ -71,7 +74,7 @@ def tiny_qwen(path: Path, *, vocab_size: int = 640, hidden_size: int = 64, layer
     backend = _byte_level(vocab_size, QWEN2_SPLIT, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer = Fast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=["<|im_start|>"],
-        model_max_length=512, chat_template=CHATML, clean_up_tokenization_spaces=False,
+        model_max_length=512, chat_template=_template(QWEN2_CHATML), clean_up_tokenization_spaces=False,
     )  # fmt: skip
     ids = {"bos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = Qwen2Config(

@@ -24,11 +24,15 @@ Span = tuple[int, int]  # [start, end) in characters of the rendered text
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a text, with the characters that each token stands for: `starts[i]:ends[i]` of the text."""
+    """Token ids of a text, with the characters that each token stands for: `starts[i]:ends[i]` of the text.
+
+    `spelled`: data held text that looks like a control token; it is spelled as plain text.
+    """
 
     ids: list[int]
     starts: Sequence[int]
     ends: Sequence[int]
+    spelled: bool = False
 
 
 class Encoder:
@@ -85,7 +89,7 @@ class Encoder:
         ids = [renamed.original.get(i, i) for i in found.ids]
         if sum(i in self.control_ids for i in ids) != expected:
             raise SopError("text that looks like a control token cannot be encoded as plain text with this tokenizer", where=_excerpt(text, data), fix="remove it from the data")
-        return Encoded(ids, [shifts.back(i) for i in found.starts], [shifts.back(i, is_end=True) for i in found.ends])
+        return Encoded(ids, [shifts.back(i) for i in found.starts], [shifts.back(i, is_end=True) for i in found.ends], spelled=True)
 
 
 def _from_encoding(encoding: Any) -> Encoded:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,13 +52,18 @@ class Turn:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A rendered conversation; `ids`, `supervised` and `weights` have one entry per token."""
+    """A rendered conversation; `ids`, `supervised` and `weights` have one entry per token.
+
+    `remarks` names what is worth counting: `spelled` (a message held text that looks like a control token; it is spelled as plain text),
+    `calls_as_text` (the template has no format for tool calls), `tools_left_out` and `ROLE_left_out` (the template does not write them).
+    """
 
     text: str
     ids: list[int]
     supervised: list[bool]
     weights: list[float]
     turns: tuple[Turn, ...] = ()
+    remarks: frozenset[str] = frozenset()
 
     @property
     def labels(self) -> list[int]:
@@ -115,21 +120,40 @@ class Renderer:
         Raises:
             TemplateError: where the template refuses the conversation or it cannot be proven which text is the assistant's.
         """
-        prepared = self._prepare(messages, tools)
+        prepared = self._prepare(messages)
         drawn = self._draw(prepared, tools)
         turns = self._turns(drawn, prepared, tools)
         encoded = self.encoder.encode(drawn.text, drawn.data)
         weights = [1.0] * len(encoded.ids) if self.train_on == "full" else _weights(drawn.text, encoded.starts, encoded.ends, turns)
-        return Rendered(drawn.text, encoded.ids, [w > 0 for w in weights], weights, tuple(turns))
+        return Rendered(drawn.text, encoded.ids, [w > 0 for w in weights], weights, tuple(turns), frozenset(self._remarks(drawn, messages, tools, encoded.spelled)))
+
+    def _remarks(self, drawn: _Drawn, messages: Sequence[Message], tools: Sequence[Any] | None, spelled: bool) -> Iterator[str]:
+        written = {run[2] for run in drawn.runs}
+        if spelled:
+            yield "spelled"
+        if tools and -1 not in written:
+            yield "tools_left_out"
+        if self._call_style == "text" and any(message.get("tool_calls") for message in messages):
+            yield "calls_as_text"
+        yield from (f"{m['role']}_left_out" for i, m in enumerate(messages) if i not in written and m["role"] != "assistant" and m.get("content"))
 
     def prompt(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, **variables: Any) -> list[int]:
         """Ids of a conversation up to where the model speaks; `variables` go to the template (`enable_thinking=False`)."""
-        drawn = self._draw(self._prepare(messages, tools), tools, add_generation_prompt=True, **variables)
+        drawn = self._draw(self._prepare(messages), tools, add_generation_prompt=True, **variables)
         return self.encoder.encode(drawn.text, drawn.data).ids
+
+    def prepared(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as the template gets them: tool calls in the spelling that it reads (plain JSON text where it reads none)."""
+        return [{k: v for k, v in message.items() if k != "_weight"} for message in self._prepare(messages)]
+
+    @property
+    def writes_tool_calls(self) -> bool:
+        """Whether the template has a format for tool calls; where it has none, they are written as JSON text."""
+        return self._style() != "text"
 
     def text(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, add_generation_prompt: bool = False, **variables: Any) -> str:
         """The rendered text alone."""
-        return self._draw(self._prepare(messages, tools), tools, add_generation_prompt=add_generation_prompt, **variables).text
+        return self._draw(self._prepare(messages), tools, add_generation_prompt=add_generation_prompt, **variables).text
 
     # --- drawing -------------------------------------------------------------------------------------------------------------------------
 
@@ -148,7 +172,7 @@ class Renderer:
             drawn.runs.append((match.start(), match.end(), message, _FIELDS[kind]))
         return drawn
 
-    def _prepare(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[dict[str, Any]]:
+    def _prepare(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages as the template wants them: known roles, no null fields, reasoning under every name, tool calls in the style it reads."""
         if not messages:
             raise TemplateError("an empty conversation")
@@ -196,7 +220,10 @@ class Renderer:
             SopError: where the template writes no end marker, or loses the answer.
         """
         talk = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        drawn = self._draw(talk, None)
+        try:
+            drawn = self._draw(talk, None)
+        except TemplateError as error:
+            raise SopError(f"the chat template cannot write a question and an answer: {error.what}", where=self.name, fix="use another template_path") from error
         answer = next((run for run in drawn.runs if run[2] == 1), None)
         if answer is None:
             raise SopError("the chat template does not write the assistant's answer", where=self.name, fix="use another template_path")
@@ -284,7 +311,8 @@ class Renderer:
         found = [(place, -len(text), text) for text in self._ends if (place := after.find(text)) >= 0]
         if found:
             place, _, text = min(found)
-            return at + place + len(text), text
+            space = after[:place]
+            return at + place + len(text), space + text if space.isspace() else text
         alone = self._draw(messages[: drawn.runs[k][2] + 1], tools)  # what closes this turn when nothing follows
         closing = _common_prefix(after, alone.text[alone.runs[-1][1] :])
         return at + len(closing.rstrip()), ""
@@ -311,7 +339,7 @@ def renderer_for(tokenizer: Any, template_path: Path | None = None, *, override:
         return Renderer(tokenizer, own, name="the tokenizer's own template", train_on=train_on)
     file = families.read(families.find(template_path))
     unlike = families.difference(file, own, variables) if own is not None else ""
-    if own is not None and not unlike:
+    if own is not None and not unlike and not file.differs_on:
         return Renderer(tokenizer, own, name=f"{file.name} (equal to the tokenizer's own)", stop=file.stop, train_on=train_on)
     if unlike and not override:
         raise SopError(
@@ -323,7 +351,9 @@ def renderer_for(tokenizer: Any, template_path: Path | None = None, *, override:
     sandbox.try_out(file.source, [families.PROBES["answer"]], variables)
     if file.unverified and not file.verified:
         console.warn(f"the chat template {file.name} is unverified: {file.unverified}")
-    name = f"{file.name} (instead of the tokenizer's own)" if unlike else file.name
+    name = file.name if own is None else f"{file.name} (instead of the tokenizer's own)"
+    if own is not None and not unlike:
+        name = f"{file.name} (equal to the tokenizer's own, but for {', '.join(file.differs_on)})"
     return Renderer(tokenizer, file.source, name=name, stop=file.stop, train_on=train_on, verified=bool(file.verified))
 
 
