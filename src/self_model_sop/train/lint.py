@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -335,15 +335,15 @@ def html(report: LintReport) -> str:
 
 
 def preflight(renderer: Renderer, files: Sequence[Path], *, max_length: int | None = None, rows: int = PREFLIGHT_ROWS) -> LintReport:
-    """Check the first rows of a run's data, before anything is tokenised.
+    """Check the first rows of a run's data before anything is tokenised, and say what is worth knowing (that something is learned at all, the tokenising of every row checks).
 
     Raises:
-        SopError: where nothing would be learned, or something else than the assistant's text (exit 3).
+        SopError: where something else than the assistant's text would be learned (exit 3).
     """
-    from itertools import islice
-
     report = check(renderer, islice(_rows(files), rows), max_length=max_length)
-    return report.require() if report.total else report
+    for remark in report.notes:
+        console.note(f"first {report.total:,} rows: {remark}")
+    return report.require() if report.unproven else report
 
 
 def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any] | None]:
@@ -361,8 +361,6 @@ VERB = Verb(name="train.lint", config=Config)
 
 def lint(config: Config) -> LintReport:
     """Check the training data of a fine-tuning configuration."""
-    from itertools import islice
-
     from .model import load_tokenizer
     from .template import ensure_pad, renderer_for
 

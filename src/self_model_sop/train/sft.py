@@ -114,7 +114,7 @@ class Prepared:
 
 def prepare(config: SftConfig, work: Path) -> Prepared:
     """Tokenise first (cheap, and where most mistakes show), then load the model and attach the adapter."""
-    from . import corpus, precision, trace
+    from . import corpus, lint, precision, trace
     from .batches import CausalCollator
     from .model import load_tokenizer
     from .setup import keep_for, load_for_training, quiet
@@ -127,6 +127,7 @@ def prepare(config: SftConfig, work: Path) -> Prepared:
     tokenizer = load_tokenizer(config.tokenizer_source)
     pad = ensure_pad(tokenizer)
     renderer = renderer_for(tokenizer, config.template_path, override=config.template_override, train_on=config.train_on)
+    lint.preflight(renderer, paths(config.data.train_file), max_length=config.data.max_length)
     limits = {"max_length": config.data.max_length, "overlong": config.data.overlong}
     tokens = corpus.conversations(paths(config.data.train_file), work / ".tokens" / "train", renderer, max_samples=config.data.max_samples, **limits)
     held_out = None
