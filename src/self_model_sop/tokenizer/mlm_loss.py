@@ -158,8 +158,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     by_token = masked_loss(model, tokenizer, pieces, token_masks(args.mask_ratio, args.seed), batch_size=args.batch_size, title="token masks")
     by_span = masked_loss(model, tokenizer, pieces, span_masks(args.mask_ratio, args.span, args.seed), batch_size=args.batch_size, title="span masks")
     return {
-        "model": str(args.model_path), "test_data": str(args.test_data), "documents": len(texts.items), "unread": texts.unread, "vocabulary": len(tokenizer),
-        "tokens": sum(1 for p in pieces for a, b in p.spans if b > a), "unknown_tokens": sum(p.ids.count(tokenizer.unk_token_id) for p in pieces), "chars": sum(map(len, texts.items)), "mask_ratio": args.mask_ratio, "span": args.span, "seed": args.seed,
+        "model": str(args.model_path), "test_data": str(args.test_data), "vocabulary": len(tokenizer), "mask_ratio": args.mask_ratio, "span": args.span, "seed": args.seed,
+        "documents": len(texts.items), "unread": texts.unread, "chars": sum(map(len, texts.items)),
+        "tokens": sum(1 for p in pieces for a, b in p.spans if b > a), "unknown_tokens": sum(p.ids.count(tokenizer.unk_token_id) for p in pieces),
         "masked_tokens": by_token.tokens, "loss": by_token.per_token, "perplexity": math.exp(min(by_token.per_token, 700.0)),
         "span_masked_tokens": by_span.tokens, "span_chars": by_span.chars, "bits_per_char": by_span.bits_per_char,
     }  # fmt: skip

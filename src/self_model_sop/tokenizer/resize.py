@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .new_rows import Init, NewRows
 
 EXPANSION = "expansion.json"
-_NOT_TOKENIZER = {"config.json", "generation_config.json", "plan.jsonl"}
+_NOT_TOKENIZER = {"config.json", "generation_config.json", "plan.jsonl", "gates.json"}
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
 _SAMPLE = [{"role": "user", "content": "你好，什么是高血压？"}, {"role": "assistant", "content": "一种慢性病。"}, {"role": "user", "content": "Thanks!"}]
 
@@ -111,8 +111,8 @@ def grow(model: Any, rows: int, values: NewRows, ids: range, *, old: int) -> Non
         if values.bias is not None:
             tables.append((head.bias, values.bias))
         for table, new in tables:
+            table[before:] = table[:old].float().mean(0).to(table)
             table[ids.start : ids.stop] = new.to(table)
-            table[max(before, ids.stop) :] = table[:old].float().mean(0).to(table)
 
 
 def _old_parts(model: Any, old: int, ids: range) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _old_parts(model: Any, old: int, ids: range) -> dict[str, Any]:
 
     head = model.get_output_embeddings()
     tables = {"input": model.get_input_embeddings().weight, "output": getattr(head, "weight", None), "bias": getattr(head, "bias", None)}
-    return {name: torch.cat([t.detach()[: ids.start], t.detach()[ids.stop : old]]).clone() for name, t in tables.items() if t is not None}
+    return {name: torch.cat([t.detach()[: min(ids.start, old)], t.detach()[ids.stop : old]]).clone() for name, t in tables.items() if t is not None}
 
 
 # --- the stage ----------------------------------------------------------------------------------------------------------------------------
@@ -184,20 +184,16 @@ def plan_path(config: TokenizerConfig) -> Path | None:
     return next((p for p in (config.extended_tokenizer / "plan.jsonl", config.below("select").folder / "plan.jsonl") if p.is_file()), None)
 
 
-def training_text(config: TokenizerConfig, limit: int = 5_000_000) -> list[str]:
-    """Up to `limit` characters of the corpus stage's training text, one document per line."""
-    out, size = [], 0
-    folder = config.below("corpus").folder
-    for path in sorted(folder.glob("train*.txt")) if folder.is_dir() else ():
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            if line and size < limit:
-                out.append(line)
-                size += len(line)
-    return out
+def training_text(config: TokenizerConfig, limit: int = 20_000) -> list[str]:
+    """Up to `limit` documents of the corpus stage's training text, evenly spread; none where that stage has not run."""
+    from .corpus import TRAIN, documents
+
+    path = config.below("corpus").folder / TRAIN
+    return [document.text for document in documents(path, limit)] if path.is_file() else []
 
 
 def copy_tokenizer(source: Path, target: Path, expansion: Expansion) -> None:
-    """Copy the tokenizer's files byte for byte (loading and saving again would rewrite them); weights and model configs stay behind."""
+    """Copy the tokenizer's files byte for byte (loading and saving again would rewrite them); weights, model configs and reports stay behind."""
     for path in files_below(source):
         name = path.relative_to(source)
         if str(name) in _NOT_TOKENIZER or path.name.endswith(_WEIGHTS):
