@@ -49,7 +49,9 @@ _LIKE_WORDS = frozenset(  # also a variable, an unknown or a placeholder in plai
     table""".split()  # noqa: SIM905
 )
 _NAMES = "|".join(re.escape(n) for n in sorted(_BLOCK | _INLINE, key=len, reverse=True))
-_ATTRIBUTES = r"""(?:\s+[a-zA-Z_:@][\w:.@-]*(?:\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=`]+))?)*"""
+_SWITCHES = "async|autofocus|autoplay|checked|controls|defer|disabled|hidden|loop|multiple|muted|nowrap|noshade|open|readonly|required|reversed|selected"
+_VALUE = r"""(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=`]+)"""
+_ATTRIBUTES = rf"(?:\s+(?:[a-zA-Z_:@][\w:.@-]*\s*=\s*{_VALUE}|(?:{_SWITCHES})\b))*"  # `<b and c>` has none: it stays
 _TAG = re.compile(rf"<(/?)({_NAMES})({_ATTRIBUTES})\s*(/?)>", re.I)
 _DROPPED = re.compile(r"<(script|style|noscript|iframe)\b[^<>]*>.*?</\1\s*>", re.I | re.S)
 _COMMENT = re.compile(r"<!--.*?-->|<!doctype\b[^<>]*>|<!\[CDATA\[|\]\]>|<\?xml\b[^<>]*\?>", re.I | re.S)
@@ -66,7 +68,7 @@ def strip_html(text: str) -> str:
     """Remove HTML tags, keeping what they stand for: breaks, list items, table cells, super- and subscripts.
 
     A tag counts only with a known name, closed syntax and, where it could be an inequality or a placeholder (`a<b>c`, `<title>`), more evidence:
-    attributes or its closing tag.
+    attributes, its closing tag, or (for `<p>`) other markup around it.
     """
     if not _TAG.search(text):
         return _COMMENT.sub("", text) if "<!" in text or "<?" in text else text
@@ -74,10 +76,12 @@ def strip_html(text: str) -> str:
     text = _SUP.sub(_script, text)
     text = _CELL_END.sub(" | ", text)
     names = {(m[1], m[2].lower()) for m in _TAG.finditer(text)}
+    page = any(name not in _LIKE_WORDS for _, name in names)
 
     def replacement(m: re.Match[str]) -> str:
         closing, name, attributes = m[1], m[2].lower(), m[3]
-        if name in _LIKE_WORDS and not attributes and not (("", name) in names and ("/", name) in names):
+        paired = ("", name) in names and ("/", name) in names
+        if name in _LIKE_WORDS and not attributes and not paired and not (name == "p" and page):
             return m[0]
         if name == "li" and not closing:
             return "\n- "

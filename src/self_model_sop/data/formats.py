@@ -329,10 +329,10 @@ def to_text(row: Row, text_fields: Sequence[str] = ()) -> str:
     return "\n".join(m["content"] for m in to_messages(row) if m["content"])
 
 
-def map_texts(row: Row, change: Callable[[str], str], text_fields: Sequence[str] = ()) -> Row:
+def map_texts(row: Row, change: Callable[[str], str], text_fields: Sequence[str] = (), *, programs: Callable[[Any], Any] = lambda data: data) -> Row:
     """A copy of the row with `change` applied to every natural-language text of its format, and everything else as it was.
 
-    Tool calls, tool results and tool declarations are data for programs: they stay byte for byte.
+    Tool calls and tool results are data for programs: they stay byte for byte, but for what `programs` makes of them.
     """
     kind = None if text_fields else detect(row)
     keys: Sequence[str] = text_fields
@@ -351,18 +351,25 @@ def map_texts(row: Row, change: Callable[[str], str], text_fields: Sequence[str]
     out = dict(row)
     for key in (*keys, "history"):
         if key in out:
-            out[key] = _map_value(out[key], change)
+            out[key] = _map_value(out[key], change, programs)
     return out
 
 
-def _map_value(value: Any, change: Callable[[str], str]) -> Any:
+def _map_value(value: Any, change: Callable[[str], str], programs: Callable[[Any], Any]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
-        return [_map_value(v, change) for v in value]
-    if isinstance(value, dict):
-        said = value.get("role", value.get("from"))
-        if said is not None and (ROLES.get(said) == "tool" or said == "function_call"):
-            return value
-        return {k: _map_value(v, change) if k in ("value", "content", "text", "reasoning_content") else v for k, v in value.items()}
-    return value
+        return [_map_value(v, change, programs) for v in value]
+    if not isinstance(value, dict):
+        return value
+    said = value.get("role", value.get("from"))
+    data = isinstance(said, str) and (ROLES.get(said) == "tool" or said == "function_call")
+    out = {}
+    for key, inner in value.items():
+        if key == "tool_calls" or (data and key in ("value", "content")):
+            out[key] = programs(inner)
+        elif key in ("value", "content", "text", "reasoning_content"):
+            out[key] = _map_value(inner, change, programs)
+        else:
+            out[key] = inner
+    return out

@@ -6,12 +6,14 @@ What has no checksum needs a separator, a marker in front of it, or a shape that
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
@@ -124,3 +126,22 @@ def mask(text: str, names: Sequence[str] = DEFAULT_RULES) -> tuple[str, Counter[
 
         text = rule.pattern.sub(replacement, text)
     return text, hits
+
+
+def mask_data(value: Any, names: Sequence[str], hits: Counter[str]) -> Any:
+    """The same inside the data of tool calls and tool results: strings, numbers that are personal, and JSON in strings, which stays JSON."""
+    if isinstance(value, dict):
+        return {k: mask_data(v, names, hits) for k, v in value.items()}
+    if isinstance(value, list):
+        return [mask_data(v, names, hits) for v in value]
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return value
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        with contextlib.suppress(ValueError, RecursionError):
+            inner: Counter[str] = Counter()
+            masked = mask_data(json.loads(value), names, inner)
+            hits.update(inner)
+            return json.dumps(masked, ensure_ascii=False) if inner else value
+    text, found = mask(str(value), names)
+    hits.update(found)
+    return text if found else value

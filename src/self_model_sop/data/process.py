@@ -25,6 +25,7 @@ from .rows import Rules
 from .sets import InputFile, Sets, find
 
 _MIN_CHARS = {"pretrain": 10}  # an answer may be one character, a document may not
+_CODECS = ("utf-8", "gb18030", "utf-16", "big5")
 ALWAYS_SHOWN = ("duplicates", "near_duplicates", "too_short", "too_long")
 
 
@@ -200,7 +201,8 @@ def _check_encoding(members: Sequence[InputFile], undecodable: Mapping[int, tupl
         if bad * 2 > rows:
             path, used = members[i].source.path, members[i].source.encoding
             likely = likely_encoding(path)
-            raise SopError(f"{bad} of {rows} lines are not valid {used}; the file is probably {likely}", where=str(path), fix=f"--encoding {likely}", code=DATA)
+            fix = f"--encoding {likely}" if likely in _CODECS else "convert the file to UTF-8"
+            raise SopError(f"{bad} of {rows} lines are not valid {used}; the file is probably {likely}", where=str(path), fix=fix, code=DATA)
 
 
 def _check_bad(totals: Mapping[str, Mapping[str, Any]], most: float, files: Sequence[Mapping[str, Any]]) -> None:

@@ -92,7 +92,7 @@ def source(path: Path, encoding: str = "auto", max_line_bytes: int = MAX_LINE_BY
     if kind == "parquet":
         return Source(path, kind, "", max_line_bytes)
     found = detect_encoding(path) if encoding == "auto" else codecs.lookup("gb18030" if encoding in ("gbk", "gb2312") else encoding).name
-    if kind == "json" and not _is_array(path, found):
+    if kind == "json" and not _is_document(path, found):
         kind = "jsonl"
     return Source(path, kind, found, max_line_bytes)
 
@@ -189,14 +189,15 @@ def _read_jsonl(src: Source) -> Iterator[Record]:
         yield Record(row, name, number, wrong, text if wrong is None else text[:1000])
 
 
-def _is_array(path: Path, encoding: str) -> bool:
+def _is_document(path: Path, encoding: str) -> bool:
+    """True for a JSON document (an array, or an object over several lines), False for JSON lines."""
     with open_bytes(path) as f:
         head = f.read(1 << 16).decode(encoding, "ignore").lstrip("\ufeff \t\r\n")
     if head.startswith("["):
         return True
-    # one object over several lines is a document too: its first line alone is no JSON
-    first = head.split("\n", 1)[0]
-    return bool(first) and parse_object(first)[1] == "bad_json" and first.lstrip().startswith("{") and len(first) < 1000
+    # JSON lines under the name .json: one of the first lines is an object by itself
+    lines = [line for line in head.split("\n")[:5] if line.strip()]
+    return bool(lines) and not any(parse_object(line)[0] is not None for line in lines) and "\n" in head
 
 
 def _read_json(src: Source) -> Iterator[Record]:

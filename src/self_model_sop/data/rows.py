@@ -129,7 +129,7 @@ class Judge:
         self.tally.formats[item.file, kind or "text"] += 1
         before = to_text(row, fields)
         hits: Counter[str] = Counter()
-        row = map_texts(row, lambda text: self._one_text(text, self._clean[pretrain], hits), fields)
+        row = map_texts(row, lambda text: self._one_text(text, self._clean[pretrain], hits), fields, programs=lambda data: self._one_program(data, hits))
         text = to_text(row, fields)
         self.tally.changed += text != before
         self.tally.characters += len(text)
@@ -155,6 +155,13 @@ class Judge:
         masked, found = pii.mask(text, self.rules.pii_rules)
         hits.update(found)
         return masked if self.rules.pii == "mask" else text
+
+    def _one_program(self, data: Any, hits: Counter[str]) -> Any:
+        """Data of a tool call or result: never cleaned, but personal data in it is personal data."""
+        if self.rules.pii == "keep":
+            return data
+        masked = pii.mask_data(data, self.rules.pii_rules, hits)
+        return masked if self.rules.pii == "mask" else data
 
     def _structure(self, row: Row, kind: str | None) -> str | None:
         """Faults of dialogues and preferences; rows of another kind than their set holds are errors."""

@@ -67,7 +67,7 @@ def find(paths: Sequence[Path], subdir: str | None, encoding: str, *, text_field
         else:
             sources.setdefault(kind, []).append(item)
     if not any(sources.values()):
-        raise SopError("no data files", where=", ".join(map(str, paths)), fix="give files or folders with .jsonl, .json, .parquet, .csv, .tsv or .txt", code=DATA)
+        raise SopError("no data files", where=", ".join(map(str, paths)), fix="give files or folders with .jsonl, .json, .parquet, .csv, .tsv or .txt")
     names = _names([s.path for files in sources.values() for s in files])
     order = [*(n for n in SETS if n in sources), *sorted(set(sources) - set(SETS))]
     return Sets({name: [InputFile(s, names[s.path]) for s in sources[name]] for name in order}, left)
