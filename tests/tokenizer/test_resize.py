@@ -51,7 +51,7 @@ def tables(model: Any) -> dict[str, torch.Tensor]:
     return {k: v.detach() for k, v in found.items() if v is not None}
 
 
-@pytest.mark.parametrize(("name", "init"), [*(("llama", init) for init in INITS), ("qwen", "mean_of_pieces"), ("qwen", "count_bias"), ("bert", "mean_of_pieces"), ("bert", "count_bias")])
+@pytest.mark.parametrize(("name", "init"), [*(("llama", init) for init in INITS), *((name, init) for name in ("qwen", "bert") for init in ("mean_of_pieces", "count_bias"))])
 def test_old_rows_stay_bit_identical_and_the_tie_stays(folder: Path, tmp_path: Path, name: str, init: str) -> None:
     config = config_of(folder, name, tmp_path / "model", init=init)
     done = resize.run(config)
@@ -78,7 +78,8 @@ def test_new_rows_are_what_each_method_says(folder: Path, tmp_path: Path) -> Non
     rows = {init: (t["input"][start + 3], t["output"][start + 3]) for init, t in new.items()}
     weights = torch.arange(1.0, len(pieces) + 1)
     last = (weights / weights.sum()) @ old["input"][pieces]
-    assert torch.allclose(rows["mean_of_pieces"][0], old["input"][pieces].mean(0), atol=1e-6) and torch.allclose(rows["mean_of_pieces"][1], old["output"][pieces].mean(0), atol=1e-6)
+    for i, table in enumerate(("input", "output")):
+        assert torch.allclose(rows["mean_of_pieces"][i], old[table][pieces].mean(0), atol=1e-6)
     assert torch.allclose(rows["weighted"][0], last, atol=1e-6) and torch.equal(rows["weighted"][1], old["output"][pieces[0]])
     assert torch.allclose(rows["library"][0], old["input"][:start].mean(0), atol=1e-6)
     assert torch.equal(new["count_bias"]["input"], new["weighted"]["input"]) and not torch.equal(new["count_bias"]["output"], new["weighted"]["output"])
@@ -103,7 +104,7 @@ def test_auto_takes_the_mean_for_tied_and_the_count_bias_for_untied_models(folde
 
 
 def test_spare_rows_are_used_and_a_multiple_never_shrinks(folder: Path, tmp_path: Path) -> None:
-    base, extended = pair(folder, "qwen")
+    base, _ = pair(folder, "qwen")
     spare = tmp_path / "spare"
     shutil.copytree(base, spare)
     model = load_model(base)
@@ -142,7 +143,7 @@ def test_the_same_settings_are_up_to_date_and_others_are_refused(folder: Path, t
     first, again = resize.run(config), resize.run(config)
     assert again.skipped and again.manifest["fingerprint"] == first.manifest["fingerprint"]
     assert resize.run(replace(config, seed=config.seed, corpus=replace(config.corpus, held_out=0.2))).skipped  # a key that this stage does not read
-    with pytest.raises(SopError, match="resize.init"):
+    with pytest.raises(SopError, match=r"resize\.init"):
         resize.run(replace(config, resize=ResizeConfig(init="random")))
 
 
@@ -230,7 +231,9 @@ def changed_record(folder: Path, tmp_path: Path, change: dict[str, Any]) -> Toke
     return replace(config, extended_tokenizer=extended)
 
 
-@pytest.mark.parametrize(("change", "words"), [({"new_ids": [555, 560]}, "do not follow"), ({"new_ids": [550, 572]}, "do not follow"), ({"base_vocab_size": 3}, "extended from a base of 3")])
+@pytest.mark.parametrize(
+    ("change", "words"), [({"new_ids": [555, 560]}, "do not follow"), ({"new_ids": [550, 572]}, "do not follow"), ({"base_vocab_size": 3}, "extended from a base of 3")]
+)
 def test_a_record_that_does_not_match_is_refused(folder: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(SopError, match=words):
         resize.run(changed_record(folder, tmp_path, change))

@@ -137,7 +137,7 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     expansion = read_expansion(config.extended_tokenizer, base, extended)
     kind = kind_of(config.model_source()) if settings.kind == "auto" else settings.kind
     model = load_model(config.model_source(), kind=kind, dtype=settings.dtype)
-    rows, first = model.get_input_embeddings().weight.shape[0], expansion.ids.start
+    rows = model.get_input_embeddings().weight.shape[0]
     if rows < _rows_of(base):
         what = f"the model has {rows} embedding rows, its tokenizer needs {_rows_of(base)}"
         raise SopError(what, where=config.model_source(), fix="base_model and base_tokenizer do not belong together: set both to the same source", code=DATA)
@@ -145,7 +145,7 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     old = _old_parts(model, rows, expansion.ids)
     init, values = _values(config, model, base, extended, expansion, tied)
     after = rows_needed(rows, expansion.ids.stop, settings.pad_to_multiple_of)
-    grow(model, after, values, expansion.ids, old=first)
+    grow(model, after, values, expansion.ids, old=min(expansion.ids.start, rows))
     model.save_pretrained(run.work)
     copy_tokenizer(config.extended_tokenizer, run.work, expansion)
     del model
