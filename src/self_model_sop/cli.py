@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .errors import USAGE
+from .errors import USAGE, nearest
 from .stages import STAGES, Entry
 
 
@@ -45,8 +44,8 @@ def unknown(words: Sequence[str]) -> str:
     if group and len(typed) == 1:
         return f"error: 'sop {typed[0]}' needs one more word:\n" + "\n".join(f"  sop {name}" for name in group)
     known = group or [" ".join(e.command) for e in STAGES]
-    near = difflib.get_close_matches(" ".join(typed), known, 1) or difflib.get_close_matches(typed[0], [n for n in known if " " not in n], 1)
-    return f"error: no command {' '.join(typed)!r}; " + (f"did you mean 'sop {near[0]}'?" if near else "see sop --help")
+    near = nearest(" ".join(typed), known) or nearest(typed[0], [n for n in known if " " not in n])
+    return f"error: no command {' '.join(typed)!r}; " + (f"did you mean 'sop {near}'?" if near else "see sop --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

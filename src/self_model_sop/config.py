@@ -7,7 +7,6 @@ root (the nearest parent folder that holds `config/`), paths on the command line
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import json
 import types
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, Union
 
-from .errors import SopError
+from .errors import SopError, nearest, suggest
 from .redact import MASK, environment_variable_for, looks_secret
 from .yaml_source import Loc, Problem, Tree, display, parse, read
 
@@ -243,9 +242,9 @@ def _missing_paths(cls: type, tree: Tree, pending: Sequence[Path], uses: Sequenc
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str) and item.startswith("/") and not Path(item).exists() and not any(Path(item).is_relative_to(p) for p in pending):
                 parent = Path(item).parent
-                near = difflib.get_close_matches(Path(item).name, [p.name for p in parent.iterdir()] if parent.is_dir() else [], 1)
+                fix = suggest(Path(item).name, [p.name for p in parent.iterdir()] if parent.is_dir() else [])
                 what = f"{'.'.join(map(str, loc))}: no such file or folder: {display(Path(item))}"
-                yield Problem(tree.where(loc), what, f"did you mean {near[0]!r}?" if near else "")
+                yield Problem(tree.where(loc), what, fix)
 
 
 def _secrets(tree: Tree) -> Iterator[Problem]:
@@ -321,7 +320,7 @@ def _explain(cls: type, tree: Tree, item: dict[str, Any]) -> Problem:
     dotted, where = ".".join(map(str, loc)), tree.where(loc)
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _names_at(cls, loc[:-1])
-        near = _nearest(str(loc[-1]), known)
+        near = nearest(str(loc[-1]).lower().replace("-", "_"), known)
         elsewhere = [".".join(map(str, other)) for other, _, _ in fields(cls) if other[-1] == loc[-1]]
         fix = f"did you mean {near!r}?" if near else f"did you mean {elsewhere[0]!r}?" if elsewhere else "known keys: " + ", ".join(sorted(known))
         return Problem(where, f"unknown key {dotted!r}", fix)
@@ -340,8 +339,7 @@ def _advice(item: dict[str, Any], value: Any) -> str:
     if item["type"].startswith("bool") and isinstance(value, str):
         return "write true or false"
     if item["type"] == "literal_error" and isinstance(value, str):
-        near = difflib.get_close_matches(value, [p.strip("'") for p in item["ctx"]["expected"].replace(" or ", ", ").split(", ")], 1)
-        return f"did you mean {near[0]!r}?" if near else ""
+        return suggest(value, [p.strip("'") for p in item["ctx"]["expected"].replace(" or ", ", ").split(", ")])
     if item["type"].startswith(("int", "float")) and isinstance(value, str):
         return "write the number without quotes"
     return ""
@@ -368,11 +366,6 @@ def _names_at(cls: type, loc: Loc) -> list[str]:
             return []
         cls = inner
     return [f.name for f in dataclasses.fields(cls)]
-
-
-def _nearest(name: str, known: Sequence[str]) -> str | None:
-    found = difflib.get_close_matches(name.lower().replace("-", "_"), known, 1, cutoff=0.6)
-    return found[0] if found else None
 
 
 def _help_for(cls: type, loc: Loc) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 
 OK = 0
 BUG = 1
@@ -41,6 +42,20 @@ class Interrupted(SopError):
 
     def __init__(self, what: str, *, code: int, fix: str | None = None) -> None:
         super().__init__(what, fix=fix, code=code)
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that a misspelt one most likely means, or None."""
+    import difflib
+
+    found = difflib.get_close_matches(word, list(known), 1, cutoff)
+    return found[0] if found else None
+
+
+def suggest(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """`did you mean 'x'?`, or `otherwise` where nothing is near."""
+    near = nearest(word, known)
+    return f"did you mean {near!r}?" if near else otherwise
 
 
 def missing_extra(package: str, extra: str) -> SopError:

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import NamedTuple
 
-from .errors import SopError
+from .errors import SopError, suggest
 
 
 class Entry(NamedTuple):
@@ -64,5 +63,4 @@ def by_name(name: str) -> Entry:
     for entry in STAGES:
         if entry.name == name:
             return entry
-    near = difflib.get_close_matches(name, [e.name for e in STAGES], 1)
-    raise SopError(f"no stage {name!r}", fix=f"did you mean {near[0]!r}?" if near else "stages: " + ", ".join(e.name for e in STAGES if e.stage))
+    raise SopError(f"no stage {name!r}", fix=suggest(name, [e.name for e in STAGES], "stages: " + ", ".join(e.name for e in STAGES if e.stage)))

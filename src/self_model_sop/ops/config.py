@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import json
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 from .. import console, errors
 from ..config import MODEL_CONFIG, ConfigError, Loaded, fields, load, option, parse_override, plain, project_root
-from ..errors import SopError
+from ..errors import SopError, nearest
 from ..hub import HubConfig
 from ..stage import guarded, preflight_problems
 from ..stages import STAGES, Entry, by_name
@@ -115,7 +114,7 @@ def kind_of(path: Path, stage: str | None = None) -> Kind:
         if entry.config and full == root / entry.config:
             return _kind(entry)
     found = max((k for e in STAGES if e.config for k in [_kind(e)] if k.cls), key=lambda k: _score(k, data), default=None)
-    if found is None or not _score(found, data):
+    if found is None or not _score(found, data)[0]:
         raise SopError("no command reads these keys", where=display(path), fix="name the command with --stage, for example --stage data.process")
     return found
 
@@ -129,7 +128,7 @@ def _kind(entry: Entry) -> Kind:
 def _score(kind: Kind, data: dict[str, Any]) -> tuple[int, int]:
     """How well a file's top-level keys fit a class: (keys that it has, minus its keys that the file lacks)."""
     known = {loc[0] for loc, _, _ in fields(kind.cls)} if kind.cls else set()
-    hits = sum(bool(key in known or difflib.get_close_matches(str(key), known, 1, cutoff=0.8)) for key in data)
+    hits = sum(bool(key in known or nearest(str(key), known, 0.8)) for key in data)
     return (hits, -len(known - set(data))) if hits else (0, 0)
 
 

@@ -6,17 +6,16 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..artifact import Target
 from ..config import ConfigError, Loaded, Setting, load, parse_override, paths, project_root
-from ..errors import SopError
+from ..errors import SopError, nearest, suggest
 from ..stage import Stage, load_for, preflight_problems
 from ..stages import STAGES, Entry, by_name
 from ..yaml_source import Loc, Problem, Tree, display, read
@@ -61,7 +60,7 @@ class Pipeline:
         """Position of a step, with a suggestion where there is none."""
         ids = [s.id for s in self.steps]
         if step not in ids:
-            raise SopError(f"no stage {step!r} in this pipeline", where=display(self.path), fix=_suggest(step, ids, "stages: " + ", ".join(ids)))
+            raise SopError(f"no stage {step!r} in this pipeline", where=display(self.path), fix=suggest(step, ids, "stages: " + ", ".join(ids)))
         return ids.index(step)
 
 
@@ -94,7 +93,7 @@ def resolve(path: Path) -> Path:
         if candidate.is_file() and (candidate is path or len(path.parts) == 1):
             return candidate
     names = [p.stem for p in folder.glob("*.yaml")]
-    raise SopError("no such pipeline file", where=str(path), fix=_suggest(path.stem, names, "pipelines lie in config/pipeline"))
+    raise SopError("no such pipeline file", where=str(path), fix=suggest(path.stem, names, "pipelines lie in config/pipeline"))
 
 
 def stage_of(entry: Entry) -> Stage[Any]:
@@ -141,7 +140,7 @@ class _Reader:
     def _known(self, data: Mapping[str, Any], names: Sequence[str], loc: Loc) -> None:
         for key in data:
             if key not in names:
-                self.bad((*loc, key), f"unknown key {key!r}", _suggest(str(key), names, "known keys: " + ", ".join(names)))
+                self.bad((*loc, key), f"unknown key {key!r}", suggest(str(key), names, "known keys: " + ", ".join(names)))
 
     def override(self, item: Setting) -> None:
         """Lay one `a.b=c` over the file, or keep it for the stage that it names."""
@@ -176,7 +175,7 @@ class _Reader:
         for item in self.cwd_settings:
             first = item.key.partition(".")[0]
             if first not in ids:
-                self.problems.append(Problem(item.origin, f"no stage {first!r} in this pipeline", _suggest(first, ids, "stages: " + ", ".join(ids))))
+                self.problems.append(Problem(item.origin, f"no stage {first!r} in this pipeline", suggest(first, ids, "stages: " + ", ".join(ids))))
         folders: dict[str, Path] = {}
         targets: dict[str, str] = {}
         for name, loc, body in entries:
@@ -239,7 +238,7 @@ class _Reader:
             if name in seen:
                 models[name] = f"${{{name}}}"
             else:
-                self.bad(("evaluation", "after", i), f"evaluation.after: no stage {name!r}", _suggest(str(name), sorted(seen)))
+                self.bad(("evaluation", "after", i), f"evaluation.after: no stage {name!r}", suggest(str(name), sorted(seen)))
         given = {k: v for k, v in body.items() if k not in ("after", "config")}
         yield "compare", ("evaluation",), {"stage": COMPARE, "config": body.get("config"), "with": {"models": models, **given}}
 
@@ -283,7 +282,7 @@ class _Reader:
             return None
         path = self.project / Path(given).expanduser()
         if not path.is_file():
-            self.bad((*loc, "config"), f"{name}: config: no such file: {given}", _suggest(path.name, (p.name for p in path.parent.glob("*.yaml"))))
+            self.bad((*loc, "config"), f"{name}: config: no such file: {given}", suggest(path.name, (p.name for p in path.parent.glob("*.yaml"))))
             return None
         return path
 
@@ -328,16 +327,11 @@ class _Reader:
             if name in ids:
                 self.bad(loc, f"${{{name}}} is a later stage, or this one", "a stage sees only those before it")
             else:
-                near = difflib.get_close_matches(name, known, 1)
-                self.bad(loc, f"${{{name}}} names no stage", f"did you mean ${{{near[0]}}}?" if near else "known: " + ", ".join(f"${{{k}}}" for k in known))
+                near = nearest(name, known)
+                self.bad(loc, f"${{{name}}} names no stage", f"did you mean ${{{near}}}?" if near else "known: " + ", ".join(f"${{{k}}}" for k in known))
             return match[0]
 
         return _REFERENCE.sub(one, value)
-
-
-def _suggest(word: str, known: Iterable[str], otherwise: str = "") -> str:
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def _has_line(problem: Problem) -> bool:

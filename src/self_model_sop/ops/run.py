@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
 
     def work() -> int:
+        args = _parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
         from .pipeline import load_pipeline
 
-        args = _parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
         pipeline = load_pipeline(args.pipeline, args.overrides)
         first = pipeline.index(args.first) if args.first else len(pipeline.steps)
         if args.dry_run:
