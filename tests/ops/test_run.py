@@ -58,7 +58,8 @@ def test_references_and_settings(project: Path) -> None:
     assert (first.config.lines, first.config.word, first.config.seed, first.config.source) == (4, "hello", 3, project / "raw/head.txt")
     assert second.target.folder == project / "runs/small/elsewhere"
     assert both.config.input == (project / "runs/small/first", project / "runs/small/elsewhere/data.jsonl")
-    assert both.needs == {"first", "second"} and not first.needs
+    folders = {"first": first.target.folder, "second": second.target.folder}
+    assert both.needs(folders) == {"first", "second"} and not first.needs(folders)
 
 
 def test_runs_once_and_then_only_what_depends_on_a_change(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +104,7 @@ def test_dry_run_says_what_would_run_and_writes_nothing(project: Path, capsys: p
     assert capsys.readouterr().out.splitlines() == [
         "[1/3] first (data.write): to run (not there yet) -> runs/small/first",
         "[2/3] second (data.write): to run (not there yet) -> runs/small/elsewhere",
-        "[3/3] both (data.join): to run (after first, second) -> runs/small/both",
+        "[3/3] both (data.join): to run (not there yet) -> runs/small/both",
     ]
     assert ops_run.main(["small"]) == OK
     capsys.readouterr()

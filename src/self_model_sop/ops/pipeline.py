@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,10 @@ class Step:
     settings: tuple[Setting, ...]
     config: Any
     target: Target
-    needs: frozenset[str] = frozenset()
+
+    def needs(self, folders: Mapping[str, Path]) -> frozenset[str]:
+        """The stages among `folders` whose artifacts this one reads, where they are there."""
+        return _owners((p for p in self.stage.inputs(self.config).values() if p is not None), folders)
 
     def reload(self) -> Any:
         """The config once more, now that its inputs exist: paths and the stage's own preflight are checked."""
@@ -102,17 +105,23 @@ def stage_of(entry: Entry) -> Stage[Any]:
     return found
 
 
-def needed(loaded: Loaded[Any], folders: Mapping[str, Path]) -> frozenset[str]:
-    """The earlier stages in whose folders what a config reads lies."""
+def mentioned(loaded: Loaded[Any], folders: Mapping[str, Path]) -> frozenset[str]:
+    """The earlier stages in whose folders anything that a config reads lies."""
     written = {loc for loc, role in paths(type(loaded.config)) if role == "output"}
 
-    def texts(loc: Loc, value: Any) -> Iterator[str]:
+    def texts(loc: Loc, value: Any) -> Iterator[Path]:
         for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
             yield from texts((*loc, key), child)
         if isinstance(value, str) and value.startswith("/") and loc not in written:
-            yield value
+            yield Path(value)
 
-    return frozenset(name for text in texts((), loaded.tree.data) for name, folder in folders.items() if Path(text).is_relative_to(folder))
+    return _owners(texts((), loaded.tree.data), folders)
+
+
+def _owners(found: Iterable[Path], folders: Mapping[str, Path]) -> frozenset[str]:
+    """The stages in whose folders paths lie; of nested folders the innermost."""
+    owners = (max((len(f.parts), name) for name, f in folders.items() if p.is_relative_to(f)) for p in found if any(p.is_relative_to(f) for f in folders.values()))
+    return frozenset(name for _, name in owners)
 
 
 def _order(problem: Problem) -> tuple[str, int]:
@@ -256,7 +265,7 @@ class _Reader:
         path = self._config_file(name, loc, body, entry)
         try:
             loaded = load(stage.config, path, settings, pending=[*folders.values()], uses=stage.uses)
-            needs = needed(loaded, folders)
+            needs = mentioned(loaded, folders)
             target = stage.output(loaded.config)
             if not needs:  # what earlier stages will make may lie there in an older form: their readers are checked when their turn comes
                 self._take(preflight_problems(stage, loaded), name, loc)
@@ -266,7 +275,7 @@ class _Reader:
             self.bad(loc, f"{name}: {error.what}", error.fix or "")
         if len(self.problems) > before:
             return None
-        return Step(name, entry, stage, path, tuple(settings), loaded.config, target, needs)
+        return Step(name, entry, stage, path, tuple(settings), loaded.config, target)
 
     def _take(self, found: Sequence[Problem], name: str, loc: Loc) -> None:
         """Problems of a stage; those that have no line of their own get that of the stage."""

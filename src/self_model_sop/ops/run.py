@@ -52,14 +52,16 @@ def _parser() -> argparse.ArgumentParser:
 def print_plan(pipeline: Pipeline, first: int) -> None:
     """Each stage, where it writes, and whether it would run and why."""
     reasons: dict[str, str] = {}
+    folders: dict[str, Path] = {}
     for n, step in enumerate(pipeline.steps):
-        changing = sorted(s for s in step.needs if reasons.get(s))
         if n >= first:
             reasons[step.id] = "asked for with --from"
-        elif changing:
-            reasons[step.id] = f"after {', '.join(changing)}"
+        elif read_manifest(step.target.manifest) is None:
+            reasons[step.id] = "not there yet"
         else:
-            reasons[step.id] = step.stage.why(step.config)
+            changing = sorted(s for s in step.needs(folders) if reasons[s])
+            reasons[step.id] = f"after {', '.join(changing)}" if changing else step.stage.why(step.config)
+        folders[step.id] = step.target.folder
     total = len(pipeline.steps)
     for n, step in enumerate(pipeline.steps, 1):
         state = f"to run ({reasons[step.id]})" if reasons[step.id] else "up to date"
