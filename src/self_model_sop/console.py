@@ -75,13 +75,14 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
     if not is_main_rank():
         return
     from rich.table import Table
+    from rich.text import Text
 
-    view = Table(title=title, title_justify="left", header_style="bold")
+    view = Table(title=Text(title), title_justify="left", header_style="bold")
     for i, name in enumerate(header):
         numbers = i > 0 and all(_NUMBER.match(str(row[i])) for row in rows)
-        view.add_column(name, justify="right" if numbers else "left", overflow="fold")
+        view.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        view.add_row(*(redact(str(cell)) for cell in row))
+        view.add_row(*(Text(redact(str(cell))) for cell in row))  # plain text: brackets in it are no markup
     rich_console().print(view)
 
 

@@ -70,7 +70,7 @@ def test_runs_once_and_then_only_what_depends_on_a_change(project: Path, capsys:
     capsys.readouterr()
 
     assert all(a.skipped for a in ops_run.run(load(project)))
-    assert capsys.readouterr().out.count("up to date") == 3
+    assert capsys.readouterr().out.count(": up to date -> ") == 3
 
     assert [a.skipped for a in ops_run.run(load(project, PIPELINE.replace("lines: 5", "lines: 6")))] == [True, False, False]
     assert "lines: 5 -> 6" in capsys.readouterr().out
