@@ -114,7 +114,7 @@ class Judge:
 
     def _shown(self, text: str) -> str:
         """The start of a text for a report, without personal data."""
-        text = text[:SHOWN].replace("\r", "")
+        text = text[:SHOWN].replace("\r", "").replace("\0", "\N{SYMBOL FOR NULL}")
         return text if self.rules.pii == "keep" else pii.mask(text, self.rules.pii_rules)[0]
 
     def _renamed(self, row: Row) -> Row:
