@@ -230,8 +230,8 @@ class Renderer:
         before, after = _around(drawn, drawn.runs.index(answer))
         asked, prompt = self._draw(talk[:1], None), self._draw(talk[:1], None, add_generation_prompt=True)
         header = prompt.text[len(asked.text) :] if prompt.text.startswith(asked.text) else ""
-        if not header:  # some templates write the prompt always
-            header = _common_suffix(prompt.text[prompt.runs[-1][1] :], before)
+        if not header and before.endswith(always := prompt.text[prompt.runs[-1][1] :]):  # some templates write the prompt always
+            header = always
         learned = self._first_control(after) or (after.rstrip() if after.strip() else "")
         eos = self.tokenizer.eos_token
         ends = tuple(dict.fromkeys([*([learned] if learned else []), *stop, *([eos] if eos else [])]))
@@ -277,7 +277,7 @@ class Renderer:
     def _opening(self, drawn: _Drawn, k: int, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> int:
         """How many characters of template text before run `k` the model itself would write: `<think>`, or the start of a tool call."""
         before, _ = _around(drawn, k)
-        if before.endswith(self._header):
+        if self._header and before.endswith(self._header):
             return 0
         index, start = drawn.runs[k][2], drawn.runs[k][0]
         key = (before, drawn.runs[k][3], messages[index - 1]["role"] if index else "")
@@ -299,7 +299,7 @@ class Renderer:
             return start - best
         at = drawn.text.rfind(self._header, 0, start)
         previous = max((run[1] for run in drawn.runs if run[1] <= start), default=0)
-        if at < 0 or at + len(self._header) < previous:
+        if not self._header or at < 0 or at + len(self._header) < previous:
             what = f"the template writes message {index + 1} (assistant) without the prompt that it gives a model"
             raise TemplateError(what, fix="use a template whose text agrees with its prompt")
         return start - at - len(self._header)
@@ -448,13 +448,6 @@ def _weights(text: str, starts: Sequence[int], ends: Sequence[int], turns: Seque
             first -= 1
         weights[first:last] = [turn.weight] * (last - first)
     return weights
-
-
-def _common_suffix(a: str, b: str) -> str:
-    n = 0
-    while n < min(len(a), len(b)) and a[-1 - n] == b[-1 - n]:
-        n += 1
-    return a[len(a) - n :]
 
 
 def _common_prefix(a: str, b: str) -> str:
