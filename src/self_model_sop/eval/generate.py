@@ -68,18 +68,31 @@ def generate(
 
 
 def _streamer(tokenizer: Any, stop: Sequence[int], on_text: Callable[[str], None]) -> Any:
-    from transformers import TextStreamer
+    """Passes text on as soon as its characters are whole (the library's own streamer waits for spaces)."""
+    from transformers.generation.streamers import BaseStreamer
 
-    class Streamer(TextStreamer):  # type: ignore[misc]
+    class Streamer(BaseStreamer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.ids: list[int] = []
+            self.shown = self.context = 0  # ids whose text was passed on; where decoding begins, so that a tokenizer's leading spaces come out right
+            self.in_prompt = True
+
         def put(self, value: Any) -> None:
-            if self.next_tokens_are_prompt or value.reshape(-1).tolist()[-1] not in stop:
-                super().put(value)
+            if not self.in_prompt:
+                self.ids += [i for i in value.reshape(-1).tolist() if i not in stop]
+                self.flush()
+            self.in_prompt = False
 
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            if text:
-                on_text(text)
+        def flush(self, *, last: bool = False) -> None:
+            before, now = (tokenizer.decode(self.ids[self.context : end], skip_special_tokens=True) for end in (self.shown, len(self.ids)))
+            if len(now) > len(before) and (last or not now.endswith("\ufffd")):
+                on_text(now[len(before) :])
+                self.context, self.shown = self.shown, len(self.ids)
 
-    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        def end(self) -> None:
+            self.flush(last=True)
+
+    return Streamer()
 
 
 # --- counting -----------------------------------------------------------------------------------------------------------------------------

@@ -29,10 +29,16 @@ def documents(path: Path, text_fields: Sequence[str] = (), limit: int | None = N
 
 
 def conversations(path: Path, limit: int | None = None) -> Chosen:
-    """Conversations (lists of messages) of a fine-tuning file, chosen in the same way."""
-    from ..data.formats import to_messages
+    """Conversations (lists of messages) with an answer, out of a fine-tuning file, chosen in the same way."""
+    from ..data.formats import RowError, to_messages
 
-    return _choose(path, to_messages, lambda messages: "\0".join(str(m.get("content")) for m in messages), limit, "conversations")
+    def answered(row: dict[str, Any]) -> list[dict[str, Any]]:
+        messages = to_messages(row)
+        if not any(m["role"] == "assistant" and (m.get("content") or m.get("tool_calls")) for m in messages):
+            raise RowError("no_answer")
+        return messages
+
+    return _choose(path, answered, lambda messages: "\0".join(str(m.get("content")) for m in messages), limit, "conversations")
 
 
 def prompts(given: Sequence[str], path: Path | None) -> list[str]:
