@@ -153,12 +153,11 @@ class SetRun:
         return gone, groups
 
     def _decontaminate(self, gone: set[int]) -> None:
-        from .decontaminate import overlaps
-        from .formats import to_text
+        from .decontaminate import item_of, overlaps
 
-        tests = [to_text(r.row) for r in read(self.config.decontaminate) if r.row is not None]
+        items = [item_of(r.row) for r in read(self.config.decontaminate) if r.row is not None]
         left = [i for i in range(len(self._texts)) if i not in gone]
-        for i, hit in zip(left, overlaps([self._texts[i] for i in left], tests), strict=True):
+        for i, hit in zip(left, overlaps([self._texts[i] for i in left], items), strict=True):
             if hit is not None:
                 gone.add(i)
                 self._drop(self._sources[i], "contaminated", self._texts[i])

@@ -44,7 +44,7 @@ class ProcessConfig:
     to_parquet: bool = option(False, "write Parquet beside JSONL", flag="--to_parquet")
     validation_ratio: float = option(0.05, "share of rows for validation, by content hash; 0: none", flag="--validation_ratio")
     validation_min: int = option(8, "small sets get so many validation rows, but never more than a fifth")
-    decontaminate: tuple[Path, ...] = option((), "evaluation files; rows that share 13 characters in a row with them are dropped", path="input", flag="--decontaminate")
+    decontaminate: tuple[Path, ...] = option((), "evaluation files; rows that share 13 letters in a row with an item are dropped", path="input", flag="--decontaminate")
     pii: Literal["mask", "drop", "keep"] = option("mask", "personal data: replaced by a label, or the row dropped, or left", flag="--pii")
     pii_rules: tuple[str, ...] = option(DEFAULT_RULES, f"which kinds; known: {', '.join(RULES)}")
     max_bad_ratio: float = option(0.01, "more unreadable rows than this share (and more than 10) stop the run with exit code 3", flag="--max_bad_ratio")
@@ -106,7 +106,13 @@ def preflight(config: Config) -> list[tuple[str, str, str]]:
     problems += [("process.pii_rules", f"unknown rule {name!r}", "known: " + ", ".join(RULES)) for name in p.pii_rules if name not in RULES]
     if config.workers < 1:
         problems.append(("workers", "must be at least 1", ""))
+    if any("\0" in str(x) for x in (config.output_dir, config.output, *config.inputs())):
+        problems.append(("", "a path holds a NUL character", ""))
+    if problems:
+        return problems
     into = output(config).folder.resolve()
+    if config.output is not None and any(config.output.resolve() == p.resolve() for p in config.inputs()):
+        problems.append(("output", "is an input file", "choose another name"))
     for path in config.inputs():
         if path.is_dir() and into.is_relative_to(path.resolve()):
             problems.append(("output_dir", f"lies inside the input folder {path}: a later run would read its own output", "choose another folder"))
