@@ -72,8 +72,13 @@ def hub_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]
 
 
 @pytest.fixture
-def hub(hub_session: HubServer) -> Iterator[HubServer]:
+def hub(hub_session: HubServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """The hub with nothing misbehaving; `hub.environment(tmp_path)` is the environment for a subprocess."""
+    for name in ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # an earlier test may have had the client imported with the network switched off, which the client never looks at again
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     hub_session.reset()
     yield hub_session
     hub_session.reset()

@@ -80,6 +80,12 @@ def _status(error: BaseException) -> int | None:
     return next((code for e in _chain(error) if isinstance(code := getattr(getattr(e, "response", None), "status_code", None), int)), None)
 
 
+def _asked_to_wait(error: BaseException) -> float:
+    """Seconds that the server asked for (Retry-After), at most two minutes."""
+    values = [getattr(getattr(e, "response", None), "headers", {}).get("Retry-After", "") for e in _chain(error)]
+    return min(max((float(v) for v in values if v.isdigit()), default=0.0), 120.0)
+
+
 def _kinds(error: BaseException) -> set[str]:
     return {cls.__name__ for e in _chain(error) for cls in type(e).__mro__}
 
@@ -139,7 +145,7 @@ def patiently(work: Callable[[], T], name: str, hub: HubConfig) -> T:
                 raise
             if not _is_transient(error) or attempt == MAX_RETRIES or time.monotonic() - start > PATIENCE:
                 raise explain(error, name, hub) from error
-            pause = random.uniform(0.5, 1.0) * wait
+            pause = max(random.uniform(0.5, 1.0) * wait, _asked_to_wait(error))
             console.note(f"{name}: {(str(error).strip() or type(error).__name__).splitlines()[0]}; retry {attempt + 1} of {MAX_RETRIES} in {pause:.1f} s")
             time.sleep(pause)
             wait = min(wait * 2, 16.0)

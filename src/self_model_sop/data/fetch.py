@@ -20,6 +20,7 @@ from typing import IO, Any
 from .. import console, repository
 from ..artifact import Target, read_manifest
 from ..config import option
+from ..errors import DATA, SopError
 from ..hub import HubConfig
 from ..names import inside, safe_name, safe_relative
 from ..repository import RemoteFile, Repository
@@ -142,7 +143,9 @@ def _from_local(run: Run[Config]) -> dict[str, Any]:
     assert source is not None
     root = source / config.data_subdir if config.data_subdir and source.is_dir() else source
     found = [p for p in ([root] if root.is_file() else sorted(root.rglob("*"))) if p.is_file() and not _is_hidden(p, root)]
-    chosen = [p for p in found if is_rows(p.name) and not any(p.match(glob) for glob in config.exclude)]
+    chosen = [p for p in found if p == root or (is_rows(p.name) and not any(p.match(glob) for glob in config.exclude))]
+    if not chosen or not any(map(records.kind_of, chosen)):
+        raise SopError("no data files here", where=str(root), fix="known: " + " ".join(records.SUFFIXES) + ", also with .gz or .zst", code=DATA)
     taken: set[str] = set()
     kept = quarantined = 0
     for path in sorted(chosen, key=lambda p: (not _keeps_name(p), p)):  # files that keep their names choose first

@@ -92,12 +92,12 @@ def _from_gguf(path: Path, work: Path, config: Config) -> dict[str, Any]:
 
 
 def _gguf_fields(path: Path) -> dict[str, Any]:
-    """The scalar metadata of a GGUF file (lists such as the vocabulary are left out)."""
+    """The metadata of a GGUF file; of a list (such as the vocabulary) only its length."""
     import gguf
 
     try:
-        reader = gguf.GGUFReader(path)
-        return {name: field.contents() for name, field in reader.fields.items() if not (field.types and field.types[0] == gguf.GGUFValueType.ARRAY)}
+        fields = gguf.GGUFReader(path).fields.items()
+        return {name: len(field.data) if field.types and field.types[0] == gguf.GGUFValueType.ARRAY else field.contents() for name, field in fields}
     except (ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
         raise SopError(f"this is no readable GGUF file: {error}", where=str(path), fix="fetch it again", code=DATA) from error
 
@@ -107,22 +107,25 @@ def _gguf_tokenizer(path: Path, fields: dict[str, Any]) -> Any:
 
     `smollm` is llama.cpp's name for: digits one by one, then GPT-2's byte-level split (llama-vocab.cpp); transformers builds the second half only.
     """
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     pre = fields.get("tokenizer.ggml.pre")
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    loaded = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    # the conversion also adds an <|endoftext|> of its own behind a vocabulary that has none
+    state = json.loads(loaded.backend_tokenizer.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["id"] < fields["tokenizer.ggml.tokens"]]
+    backend = Tokenizer.from_str(json.dumps(state))
     if fields.get("tokenizer.ggml.model") == "gpt2":
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=bool(fields.get("tokenizer.ggml.add_space_prefix", False)), use_regex=True)
         known = {"smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level]), "gpt-2": byte_level}
         if pre not in known:
             what = f"its pre-tokenizer {pre!r} is not restored by the conversion from GGUF, so text would be split differently from the original"
             raise SopError(what, where=str(path), fix="use the original safetensors model (hub id or folder)", code=DATA)
-        tokenizer.backend_tokenizer.pre_tokenizer = known[str(pre)]
+        backend.pre_tokenizer = known[str(pre)]
     context = fields.get(f"{fields.get('general.architecture')}.context_length")
-    if context:
-        tokenizer.model_max_length = int(context)
-    return tokenizer
+    limit = {"model_max_length": int(context)} if context else {}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=loaded.chat_template, clean_up_tokenization_spaces=False, **loaded.special_tokens_map, **limit)
 
 
 def _gguf_model(path: Path, dtype: str) -> Any:

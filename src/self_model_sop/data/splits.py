@@ -21,8 +21,10 @@ _MAX_CARD = 256 << 10
 
 
 def is_rows(path: str) -> bool:
-    """True for data files; hidden files, dataset descriptions and readmes are none."""
+    """True for data files; hidden files, dataset descriptions, readmes, and paths that lead out of the repository are none."""
     parts = PurePosixPath(path).parts
+    if path.startswith("/") or "\\" in path or not path.isprintable():
+        return False
     return kind_of(Path(path)) is not None and not any(p.startswith(".") or p == ".." for p in parts) and parts[-1].lower() not in _NOT_DATA
 
 
