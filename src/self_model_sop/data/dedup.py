@@ -78,12 +78,12 @@ def _with_neighbours(texts: Sequence[str], n: int, threshold: float) -> Ints:
     """Indices of the texts that may have a near-duplicate: so many n-grams occur nowhere else in the others that J >= threshold is impossible."""
     import numpy as np
 
+    from .ngram_index import SLACK, frequencies, table_bits
     from .ngrams import Grams
-    from .similarity_join import SLACK, frequencies, table_bits
 
     grams = Grams(texts, n, cache=1 << 28)
     bits = table_bits(grams.total)
-    table = frequencies(grams, bits=bits)
+    table = frequencies(grams, bits)
     often = table > 0
     found = []
     for lo, hi, hashes in grams:
