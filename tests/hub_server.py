@@ -192,7 +192,10 @@ class _Handler(BaseHTTPRequestHandler):
             api = re.fullmatch(r"/api/(models|datasets)/([^/]+)/(revision|tree|paths-info)/([^/]+)(?:/(.*))?", path)
         file = re.fullmatch(r"/(datasets/)?((?:[^/]+/)?[^/]+)/resolve/([^/]+)/(.+)", path)
         blob = re.fullmatch(r"/cdn/(datasets/)?((?:[^/]+/)?[^/]+)/at/([^/]+)/(.+)", path)
-        if api:
+        scope = re.fullmatch(r"/api/v1/(models|datasets)/([^/]+/[^/]+)/repo(?:/(?:tree|files))?", path)
+        if scope:
+            self.modelscope(scope[1][:-1], scope[2])
+        elif api:
             self.api(api[1][:-1], api[2], api[3], api[4], api[5])
         elif blob:
             self.file("dataset" if blob[1] else "model", blob[2], blob[3], blob[4], redirect=False)
@@ -285,12 +288,30 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[first : last + 1]
         self.reply(status, data, headers)
 
-    def json(self, value: Any, headers: dict[str, str] | None = None) -> None:
+    def modelscope(self, kind: str, name: str) -> None:
+        """ModelScope's own API: a listing with sha256 sums, and files by query."""
+        repository = self.hub.find(kind, name)
+        if repository is None:
+            self.json({"Code": 10010205001, "Message": "not found", "Success": False}, status=404)
+            return
+        files = repository.commits[repository.refs["main"]]
+        wanted = self.query.get("FilePath")
+        if wanted and wanted[0] in files:
+            self.reply(200, files[wanted[0]])
+        elif wanted:
+            self.reply(404, b"")
+        else:
+            below = (self.query.get("Root") or [""])[0].strip("/")
+            inner = [p for p in sorted(files) if not below or p.startswith(f"{below}/")] if self.query.get("PageNumber", ["1"])[0] == "1" else []
+            entries = [{"Path": p, "Name": p.split("/")[-1], "Type": "blob", "Size": len(files[p]), "Sha256": hashlib.sha256(files[p]).hexdigest()} for p in inner]
+            self.json({"Code": 200, "Success": True, "Data": {"Files": entries}})
+
+    def json(self, value: Any, headers: dict[str, str] | None = None, status: int = 200) -> None:
         data = json.dumps(value).encode()
         extra = {"Content-Type": "application/json", **(headers or {})}
         if "gzip" in (self.headers.get("Accept-Encoding") or ""):
             data, extra["Content-Encoding"] = gzip.compress(data, 1), "gzip"
-        self.reply(200, data, extra)
+        self.reply(status, data, extra)
 
     def reply(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

@@ -58,10 +58,11 @@ def configure(config: Any) -> None:
     hub = config if isinstance(config, HubConfig) else getattr(config, "huggingface", None)
     if hub is None:
         return
-    wanted = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "1" if hub.offline else None, "HF_HOME": str(hub.cache_dir) if hub.cache_dir else None}
+    endpoint = "HF_ENDPOINT" if hub.source == "hf" else "MODELSCOPE_ENDPOINT"
+    wanted = {endpoint: hub.endpoint, "HF_HUB_OFFLINE": "1" if hub.offline else None, "HF_HOME": str(hub.cache_dir) if hub.cache_dir else None}
     for name, value in wanted.items():
         if value and os.environ.get(name) != value:
-            if "huggingface_hub" in sys.modules:
+            if "huggingface_hub" in sys.modules and name.startswith("HF_"):
                 raise RuntimeError(f"{name} must be set before huggingface_hub is imported")
             os.environ[name] = value
 
@@ -104,15 +105,18 @@ def _is_transient(error: BaseException) -> bool:
 
 def explain(error: BaseException, name: str, hub: HubConfig) -> SopError:
     """Translate an error of the client: 401, gated, 403, 404, 429, 5xx, offline and no connection are told apart."""
-    status, kinds, where = _status(error), _kinds(error), hub.endpoint or os.environ.get("HF_ENDPOINT") or "the hub"
+    status, kinds = _status(error), _kinds(error)
+    modelscope = hub.source == "modelscope"
+    where = hub.endpoint or os.environ.get("MODELSCOPE_ENDPOINT" if modelscope else "HF_ENDPOINT") or ("ModelScope" if modelscope else "the hub")
+    token = "MODELSCOPE_API_TOKEN" if modelscope else "HF_TOKEN"
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     cases: tuple[tuple[bool, str, str, int], ...] = (
-        ("GatedRepoError" in kinds, f"gated ({status}): its terms must be accepted first", "accept them on the repository's page, then set HF_TOKEN", NETWORK),
+        ("GatedRepoError" in kinds, f"gated ({status}): its terms must be accepted first", f"accept them on the repository's page, then set {token}", NETWORK),
         ("RevisionNotFoundError" in kinds, f"no such revision: {hub.revision or 'main'}", "check --revision (branch, tag or commit)", USAGE),
-        (status == 401, "401: it does not exist, or it is private and no valid token is set", "check the spelling; for a private repository set HF_TOKEN", NETWORK),
-        (status == 403, "403: this token may not read it", "give the token in HF_TOKEN read access to this repository", NETWORK),
+        (status == 401, "401: it does not exist, or it is private and no valid token is set", f"check the spelling; for a private repository set {token}", NETWORK),
+        (status == 403, "403: this token may not read it", f"give the token in {token} read access to this repository", NETWORK),
         (status == 404, f"404: no such repository or file at {where}", "check the spelling (owner/name); a local path must exist", USAGE),
-        (status == 429, f"429: {where} limits the rate of requests", f"wait a few minutes, set HF_TOKEN for a higher limit, or {_MIRROR}", NETWORK),
+        (status == 429, f"429: {where} limits the rate of requests", f"wait a few minutes, set {token} for a higher limit, or {_MIRROR}", NETWORK),
         (status is not None and status >= 500, f"{status}: {where} has trouble; gave up after {MAX_RETRIES} retries", _MIRROR, NETWORK),
         ("HFValidationError" in kinds, f"not a repository name: {reason}", "use owner/name, or a local path that exists", USAGE),
         (_is_offline(kinds), "not in the local cache, and the network is switched off", "run once without --local_files_only (huggingface.offline: false)", NETWORK),

@@ -220,8 +220,10 @@ def _modelscope(kind: Kind, name: str, hub: HubConfig, subdir: str | None) -> Re
         import modelscope
     except ImportError:
         raise missing_extra("modelscope", "modelscope") from None
-    bring = modelscope.snapshot_download if kind == "model" else modelscope.dataset_snapshot_download
-    ignored = {"ignore_patterns": ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", *([] if hub.trust_remote_code else ["*.py"])]} if kind == "model" else {}
-    wanted = {"revision": hub.revision, "cache_dir": hub.cache, "local_files_only": hub.no_network, "allow_patterns": [f"{subdir}/*"] if subdir else None, **ignored}
-    folder = Path(patiently(lambda: bring(name, **{k: v for k, v in wanted.items() if v is not None}), name, hub))
+    # pickled weights and, unless trusted, code stay where they are
+    ignored = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", *([] if hub.trust_remote_code else ["*.py"])]
+    wanted = {"revision": hub.revision, "cache_dir": hub.cache, "endpoint": hub.endpoint, "allow_patterns": [f"{subdir}/*"] if subdir else None}
+    options = {k: v for k, v in wanted.items() if v is not None}
+    bring = modelscope.snapshot_download
+    folder = Path(patiently(lambda: bring(repo_id=name, repo_type=kind, local_files_only=hub.no_network, ignore_patterns=ignored, **options), name, hub))
     return Repository(kind, name, None, _local_files(folder), folder)
