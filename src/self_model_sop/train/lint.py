@@ -167,18 +167,18 @@ def _prove(report: LintReport, renderer: Renderer, name: str, messages: Sequence
         if not all(rendered.supervised):
             _unproven(report, name, "a token is not learned although train_on is full")
         return
-    learned = [_decode(renderer, [i for i, _ in group]) for on, group in groupby(zip(rendered.ids, rendered.supervised, strict=True), key=lambda pair: pair[1]) if on]
+    learned = [[i for i, _ in group] for on, group in groupby(zip(rendered.ids, rendered.supervised, strict=True), key=lambda pair: pair[1]) if on]
     spoken = renderer.prepared(messages)
     turns = [turn for turn in rendered.turns if turn.weight > 0]
     wanted = _wanted(messages, renderer.train_on)
     if [turn.message for turn in turns] != wanted or len(learned) != len(turns):
         _unproven(report, name, f"{len(learned)} stretches of learned tokens for {len(wanted)} assistant turns")
         return
-    for text, turn in zip(learned, turns, strict=True):
+    for ids, turn in zip(learned, turns, strict=True):
         report.turns += 1
         report.unended += not turn.end_marker
         report.left_out.update(turn.missing)
-        why = _turn_problem(report, text, spoken[turn.message], turn.end_marker)
+        why = _turn_problem(report, _decode(renderer, ids), _decode(renderer, ids[:1]), spoken[turn.message], turn.end_marker)
         if why:
             _unproven(report, name, f"message {turn.message + 1}: {why}")
             return
@@ -192,18 +192,17 @@ def _wanted(messages: Sequence[Mapping[str, Any]], train_on: str) -> list[int]:
     return [i for i in said if messages[i].get("train") is not False and messages[i].get("weight", 1.0) > 0]
 
 
-def _turn_problem(report: LintReport, learned: str, message: Mapping[str, Any], marker: str) -> str:
-    """Why the decoded tokens are not the turn's text and its end marker; "" where they are."""
+def _turn_problem(report: LintReport, learned: str, first: str, message: Mapping[str, Any], marker: str) -> str:
+    """Why the decoded tokens (the first of them: `first`) are not the turn's text and its end marker; "" where they are."""
     if not learned.endswith(marker):
         return f"ends with {learned[-20:]!r} instead of {marker!r}"
     body, content = learned[: len(learned) - len(marker)], message.get("content") or ""
     plain = not message.get("tool_calls") and not message.get("reasoning_content") and "</think>" not in content
-    if plain:
-        if body in (content, content.strip(), content.rstrip(), content.lstrip()):
-            return ""
-        if body.strip() == content.strip():  # a token that holds white space of both sides
-            report.merged += 1
-            return ""
+    if plain and any(body == right for right in (content, content.strip(), content.rstrip(), content.lstrip())):
+        return ""
+    if plain and body.lstrip() in (content.lstrip(), content.strip()) and (content.rstrip().endswith(body.rstrip()) or first.strip()):
+        report.merged += 1  # white space before the answer shares a token with the template, or with the answer's first word
+        return ""
     at = 0
     for spellings in _pieces(message):
         places = [(body.find(text, at), text) for text in spellings]
