@@ -83,8 +83,9 @@ def attach(model: Any, settings: PeftSettings, rows: range | None) -> Any:
     if rows:
         options["trainable_token_indices"] = {name: list(rows) for name in embedding_names(model)}
     config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=wanted if isinstance(wanted, str) else list(wanted),
-        use_dora=settings.dora, use_rslora=settings.rslora, init_lora_weights=True if settings.init == "default" else settings.init, **options,
+        task_type="CAUSAL_LM", r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
+        target_modules=wanted if isinstance(wanted, str) else list(wanted), use_dora=settings.dora, use_rslora=settings.rslora,
+        init_lora_weights=True if settings.init == "default" else settings.init, **options,
     )  # fmt: skip
     return peft.get_peft_model(model, config)
 

@@ -36,7 +36,8 @@ def conversations(files: Sequence[Path], folder: Path, renderer: Any, *, max_len
 def counts(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a token set's meta that a manifest shows: total = kept + sum(dropped)."""
     dropped = dict(sorted(meta["dropped"].items()))
-    return {"total": meta["total"], "kept": meta["total"] - sum(dropped.values()), "dropped": dropped, "truncated": meta["truncated"], "examples": meta["examples"], "tokens": meta["tokens"]}
+    kept = meta["total"] - sum(dropped.values())
+    return {"total": meta["total"], "kept": kept, "dropped": dropped, "truncated": meta["truncated"], "examples": meta["examples"], "tokens": meta["tokens"]}
 
 
 def _meta() -> dict[str, Any]:
@@ -80,8 +81,9 @@ def _render_one(record: records.Record, renderer: Any, max_length: int, overlong
 
 
 def documents(
-    files: Sequence[Path], folder: Path, tokenizer: Any, *, end: int, text_fields: Sequence[str] = (), max_samples: int | None = None, wrap: bool = False, max_length: int | None = None
-) -> TokenSet:
+    files: Sequence[Path], folder: Path, tokenizer: Any, *, end: int, text_fields: Sequence[str] = (), max_samples: int | None = None,
+    wrap: bool = False, max_length: int | None = None,
+) -> TokenSet:  # fmt: skip
     """Encode every text of `files`, each closed with the id `end` (or, with `wrap`, between the tokenizer's own special tokens, in parts of `max_length`).
 
     Raises:

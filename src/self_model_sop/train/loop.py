@@ -102,6 +102,9 @@ def _trainer_class() -> Any:
     class MeasuredTrainer(transformers.Trainer):  # type: ignore[misc]
         """transformers.Trainer with counted tokens, learning rates per parameter group, and evaluation per supervised token."""
 
+        optimizer: Any
+        control: Any
+
         def __init__(self, phase: Phase, args: Any, record: Record, root: Path) -> None:
             self.phase, self.record, self.root = phase, record, root
             callbacks = [transformers.EarlyStoppingCallback(phase.patience)] if phase.patience else None
@@ -142,9 +145,10 @@ def _trainer_class() -> Any:
         def _not_finite(self, loss: float, examples: list[int]) -> None:
             names = self.phase.name_of(examples)
             path = self.root.parent / "not_finite.json"
-            path.write_text(json.dumps({"phase": self.phase.name, "step": self.state.global_step + 1, "loss": str(loss), "records": names}, ensure_ascii=False, indent=1), encoding="utf-8")
+            step = self.state.global_step + 1
+            path.write_text(json.dumps({"phase": self.phase.name, "step": step, "loss": str(loss), "records": names}, ensure_ascii=False, indent=1), encoding="utf-8")
             raise SopError(
-                f"the loss became {loss} at step {self.state.global_step + 1}; the records of its batch: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else ""),
+                f"the loss became {loss} at step {step}; the records of its batch: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else ""),
                 where=str(path), fix="lower learning_rate, set max_grad_norm: 1.0, add warmup_steps, or use precision: fp32", code=errors.DATA,
             )  # fmt: skip
 
@@ -159,7 +163,9 @@ def _trainer_class() -> Any:
     return MeasuredTrainer
 
 
-def supervised_loss(model: Any, dataset: Any, collator: Callable[[Sequence[Any]], dict[str, Any]], *, batch_size: int, autocast: Callable[[], Any] = contextlib.nullcontext) -> tuple[float, int]:
+def supervised_loss(
+    model: Any, dataset: Any, collator: Callable[[Sequence[Any]], dict[str, Any]], *, batch_size: int, autocast: Callable[[], Any] = contextlib.nullcontext
+) -> tuple[float, int]:
     """Mean loss in nats per supervised token, and how many tokens that is; every token weighs the same, whatever its batch.
 
     Under several processes each measures its share and the sums are added.
@@ -230,7 +236,8 @@ def _out_of_memory(arguments: Mapping[str, Any]) -> Iterator[None]:
         batch, steps = int(arguments.get("per_device_train_batch_size", 8)), int(arguments.get("gradient_accumulation_steps", 1))
         smaller = f"training_args.per_device_train_batch_size={max(batch // 2, 1)} training_args.gradient_accumulation_steps={steps * 2} (the same result)"
         fixes = [smaller] if batch > 1 else []
-        fixes += ["training_args.gradient_checkpointing=true (about 30 % slower)", "shorter sequences: data.max_length or data.block_size halved", "peft.enabled=true: optimizer states for the adapter only"]
+        fixes += ["training_args.gradient_checkpointing=true (about 30 % slower)", "shorter sequences: data.max_length or data.block_size halved"]
+        fixes += ["peft.enabled=true: optimizer states for the adapter only"]
         raise SopError(f"out of memory: {text.splitlines()[0] if text else 'allocation failed'}", fix="\n       ".join(fixes[:3]), code=errors.ENVIRONMENT) from error
 
 

@@ -48,40 +48,45 @@ def build(run: Run[MergeConfig]) -> dict[str, Any]:
 
     from . import finish, setup
     from .adapters import EXPANSION
-    from .model import load_model, load_tokenizer, put_adapter
+    from .model import load_model, load_tokenizer
 
     setup.quiet()
-    config, base = run.config, _base(run.config)
+    config = run.config
     tokenizer = load_tokenizer(config.adapter)
-    model = load_model(base, dtype="float32")
+    model = load_model(_base(config), dtype="float32")
     stored = _stored_dtype(model) if config.dtype == "auto" else config.dtype
-    tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is model.get_input_embeddings().weight
     batches = _probes(tokenizer, config)
-    plain = _logits(model, batches)
-    wrapped = put_adapter(model, config.adapter).eval()
-    wanted = _logits(wrapped, batches)
-    changes = _merge(wrapped)
-    merged = wrapped.merge_and_unload()
-    difference = _difference(_logits(merged, batches), wanted)
-    effect = _difference(wanted, plain)
-    _refuse(config, changes, difference)
-    if tied and merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight:
-        raise SopError("merging broke the tie of input and output embeddings", where=str(config.adapter), fix="please report this", code=errors.BUG)
+    merged, wanted, stats = _merged(model, batches, config)
     merged = merged.to(getattr(torch, stored))
     after_cast = _difference(_logits(merged, batches), wanted)
     if after_cast > _CAST_BOUND[stored]:
-        raise SopError(f"after the cast to {stored} the logits differ by {after_cast:.2g} relative", where=str(config.adapter), fix="write dtype: float32 or bfloat16", code=errors.DATA)
+        what = f"after the cast to {stored} the logits differ by {after_cast:.2g} relative"
+        raise SopError(what, where=str(config.adapter), fix="write dtype: float32 or bfloat16", code=errors.DATA)
     finish.save_model(merged, run.work)
     for name in ("generation_config.json", EXPANSION):
         if (config.adapter / name).is_file():
             shutil.copyfile(config.adapter / name, run.work / name)
     tokenizer.save_pretrained(run.work)
     answer = _reloaded(run.work, merged, tokenizer, batches, stored, config)
-    note(f"merged {changes['layers']} layers; logits: merged against adapter {difference:.1e}, after the cast to {stored} {after_cast:.1e}, adapter against base {effect:.1e} (relative)")
-    return {
-        **changes, "relative_difference": difference, "relative_difference_after_cast": after_cast, "adapter_effect": effect, "dtype": stored, "tied": tied,
-        "parameters": setup.count(merged)["total"], "generation": answer,
-    }  # fmt: skip
+    note(f"relative difference of the logits: merged to adapter {stats['relative_difference']:.1e}, cast to {stored} {after_cast:.1e}, adapter to base {stats['adapter_effect']:.1e}")
+    return {**stats, "relative_difference_after_cast": after_cast, "dtype": stored, "parameters": setup.count(merged)["total"], "generation": answer}
+
+
+def _merged(model: Any, batches: Sequence[Any], config: MergeConfig) -> tuple[Any, list[Any], dict[str, Any]]:
+    """(merged model in fp32, logits of base plus adapter, what changed); refuses where the two do not agree."""
+    from .model import put_adapter
+
+    tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    plain = _logits(model, batches)
+    wrapped = put_adapter(model, config.adapter).eval()
+    wanted = _logits(wrapped, batches)
+    changes = _merge(wrapped)
+    merged = wrapped.merge_and_unload()
+    difference = _difference(_logits(merged, batches), wanted)
+    _refuse(config, changes, difference)
+    if tied and merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight:
+        raise SopError("merging broke the tie of input and output embeddings", where=str(config.adapter), fix="please report this", code=errors.BUG)
+    return merged, wanted, {**changes, "relative_difference": difference, "adapter_effect": _difference(wanted, plain), "tied": tied}
 
 
 def _base(config: MergeConfig) -> str:
@@ -190,7 +195,8 @@ def _inputs(config: MergeConfig) -> dict[str, Path | None]:
 
 def _summary(artifact: Artifact) -> list[str]:
     stats = artifact.stats
-    return [f"{stats['changed_layers']} of {stats['layers']} adapted layers changed; merged and adapter logits differ by {stats['relative_difference']:.1e} relative; written as {stats['dtype']}"]
+    changed = f"{stats['changed_layers']} of {stats['layers']} adapted layers changed"
+    return [f"{changed}; merged and adapter logits differ by {stats['relative_difference']:.1e} relative; written as {stats['dtype']}"]
 
 
 def _next(config: MergeConfig) -> str:

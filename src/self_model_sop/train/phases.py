@@ -53,7 +53,8 @@ def run_phases(config: PretrainConfig, prepared: Prepared, work: Path, record: R
         prepared.model = wrapped.merge_and_unload() if settings.train == "new_rows" else wrapped
         seen += items
         done.append(outcome)
-    return {"steps": sum(p["steps"] for p in done), "resumed_from": next((p["resumed_from"] for p in reversed(done) if p["resumed_from"]), None), "phases": done, "trainable": count(prepared.model)}
+    resumed = next((p["resumed_from"] for p in reversed(done) if p["resumed_from"]), None)
+    return {"steps": sum(p["steps"] for p in done), "resumed_from": resumed, "phases": done, "trainable": count(prepared.model)}
 
 
 def _overrides(settings: PhaseSettings) -> dict[str, Any]:

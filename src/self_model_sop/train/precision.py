@@ -28,7 +28,9 @@ class Precision:
 
         if self.mode == "fp32":
             return nullcontext()
-        return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16 if self.mode == "bf16" else torch.float16)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        scope: AbstractContextManager[Any] = torch.autocast(device, torch.bfloat16 if self.mode == "bf16" else torch.float16)
+        return scope
 
 
 def choose(wanted: Mode, training_args: Mapping[str, Any]) -> Precision:

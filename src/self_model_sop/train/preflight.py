@@ -65,7 +65,8 @@ def machine(config: TrainConfig, *, qlora: bool) -> None:
     import torch
 
     if qlora and not torch.cuda.is_available():
-        raise SopError("peft.qlora needs a CUDA GPU, and there is none here", fix="set peft.qlora: false (LoRA with full-precision base weights runs on a CPU)", code=errors.ENVIRONMENT)
+        what = "peft.qlora needs a CUDA GPU, and there is none here"
+        raise SopError(what, fix="set peft.qlora: false (LoRA with full-precision base weights runs on a CPU)", code=errors.ENVIRONMENT)
     if qlora and importlib.util.find_spec("bitsandbytes") is None:
         raise errors.missing_extra("bitsandbytes", "qlora")
     if config.deepspeed and importlib.util.find_spec("deepspeed") is None:
@@ -84,7 +85,8 @@ def _common(config: TrainConfig) -> Iterator[Finding]:
     rows, highest = embedding_rows(config.model_name_or_path), highest_id(source)
     if rows is not None and highest is not None and highest >= rows:
         key = "tokenizer_name_or_path" if config.tokenizer_name_or_path else "model_name_or_path"
-        yield key, f"the tokenizer has id {highest:,}, the model's embedding only {rows:,} rows", "grow the embedding first (sop tokenizer resize), or use the tokenizer that belongs to the model"
+        fix = "grow the embedding first (sop tokenizer resize), or use the tokenizer that belongs to the model"
+        yield key, f"the tokenizer has id {highest:,}, the model's embedding only {rows:,} rows", fix
     if (Path(config.model_name_or_path) / "adapter_config.json").is_file() and not (Path(config.model_name_or_path) / "config.json").is_file():
         yield "model_name_or_path", "this folder holds an adapter, not a model", "merge it first: sop train merge adapter=..."
 

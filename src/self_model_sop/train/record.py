@@ -118,7 +118,10 @@ class Record:
 
 
 def _number(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) and math.isfinite(value) and abs(value) > 1e-3 else value if not isinstance(value, float) or math.isfinite(value) else str(value)
+    """Six digits are enough, and JSON knows no NaN."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else str(value)
 
 
 # --- the curves -------------------------------------------------------------------------------------------------------------------------------
@@ -136,15 +139,24 @@ def losses(lines: list[dict[str, Any]], key: str = "loss") -> list[tuple[float, 
     return points
 
 
+_CHARTS = {
+    "loss": "loss, nats per supervised token", "eval_loss": "evaluation loss", "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "tokens per second",
+}  # fmt: skip
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:860px;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
+    "th{text-align:left;font-weight:600;padding:.15em 1.5em .15em 0}svg{width:100%;height:auto}h2{font-size:1em;margin:1.6em 0 .2em}"
+    "@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}}"
+)
+
+
 def write_curves(folder: Path, title: str, facts: dict[str, Any]) -> None:
     """`loss.png` and `report.html` from metrics.jsonl; the HTML holds everything in itself and opens without a network."""
     lines = Record(folder).lines()
     _png(folder / "loss.png", lines, title)
-    charts = [("loss, nats per supervised token", "loss"), ("evaluation loss", "eval_loss"), ("learning rate", "learning_rate"), ("gradient norm", "grad_norm"), ("tokens per second", "tokens_per_s")]
-    body = "".join(f"<h2>{html.escape(name)}</h2>{_svg(losses(lines, key))}" for name, key in charts if losses(lines, key))
+    body = "".join(f"<h2>{html.escape(name)}</h2>{_svg(losses(lines, key))}" for key, name in _CHARTS.items() if losses(lines, key))
     rows = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
-    style = "body{font:15px/1.5 system-ui,sans-serif;max-width:860px;margin:2em auto;padding:0 1em}table{border-collapse:collapse}th{text-align:left;font-weight:600;padding:.15em 1.5em .15em 0}svg{width:100%;height:auto}h2{font-size:1em;margin:1.6em 0 .2em}@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}}"
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{style}</style><h1>{html.escape(title)}</h1><table>{rows}</table>{body}</html>\n'
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    page = f'<!doctype html><html lang="en">{head}<h1>{html.escape(title)}</h1><table>{rows}</table>{body}</html>\n'
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -161,7 +173,8 @@ def _svg(points: list[tuple[float, float]]) -> str:
     marks = "".join(f'<text x="{left - 6}" y="{10 + (y1 - v) / (y1 - y0) * (height - bottom - 10) + 4:.1f}" text-anchor="end">{v:.3g}</text>' for v in (y0, (y0 + y1) / 2, y1))
     steps = "".join(f'<text x="{left + (v - x0) / (x1 - x0) * (width - left - 10):.1f}" y="{height - 4}" text-anchor="middle">{v:.0f}</text>' for v in (x0, (x0 + x1) / 2, x1))
     dots = "".join(f'<circle cx="{c[0]}" cy="{c[1]}" r="2.5" fill="#2a7ae2"/>' for c in (at(x, y).split(",") for x, y in points)) if len(points) <= 60 else ""
-    return f'<svg viewBox="0 0 {width} {height}" role="img" font-size="11" fill="currentColor"><polyline points="{line}" fill="none" stroke="#2a7ae2" stroke-width="1.8"/>{dots}{marks}{steps}</svg>'
+    curve = f'<polyline points="{line}" fill="none" stroke="#2a7ae2" stroke-width="1.8"/>'
+    return f'<svg viewBox="0 0 {width} {height}" role="img" font-size="11" fill="currentColor">{curve}{dots}{marks}{steps}</svg>'
 
 
 def _png(path: Path, lines: list[dict[str, Any]], title: str) -> None:

@@ -57,7 +57,8 @@ def load_for_training(config: TrainConfig, tokenizer: Any, peft: PeftSettings | 
         model = adapters.attach(model, peft, wanted)
     counts = count(model)
     counts["new_rows"] = len(rows or ())
-    note(f"trainable: {counts['trainable']:,} of {counts['total']:,} weights ({counts['trainable'] / counts['total']:.2%})" + (f", {len(rows):,} new vocabulary rows among them" if rows else ""))
+    share = f"trainable: {counts['trainable']:,} of {counts['total']:,} weights ({counts['trainable'] / counts['total']:.2%})"
+    note(share + (f", {len(rows):,} new vocabulary rows among them" if rows else ""))
     return model, counts
 
 

@@ -21,12 +21,12 @@ from .settings import Overlong, TrainConfig, paths
 class SftData:
     """`data:` what is learned, and how it is laid into batches."""
 
-    train_file: Path | tuple[Path, ...] = option(Path("data_process/final_data/finetune/train.jsonl"), "alpaca, sharegpt or messages rows; one file, folder, or several", path="input")
+    train_file: Path | tuple[Path, ...] = option(Path("data_process/final_data/finetune/train.jsonl"), "alpaca, sharegpt or messages rows; one file or several", path="input")
     eval_file: Path | None = option(None, "held-out rows; the loss on them is measured before and after", path="input")
     max_length: int = option(1024, "tokens of one conversation; longer ones are cut (counted and reported) or dropped")
     overlong: Overlong = option("truncate", "what happens to longer ones: truncate or drop")
     packing: bool = option(False, "fill rows of max_length with several conversations (best fit); they do not see one another")
-    batching: Literal["compact", "padded", "padding_free"] = option("compact", "compact: short conversations share the row of a long one; padded: one a row; padding_free: all in one row")
+    batching: Literal["compact", "padded", "padding_free"] = option("compact", "compact: short ones share the row of a long one; padded: one a row; padding_free: all in one row")
     max_samples: int | None = option(None, "train on so many rows, chosen by content hash")
     max_eval_samples: int | None = option(None, "measure on so many rows, chosen by content hash")
 
@@ -92,7 +92,7 @@ def _measured(prepared: Prepared, evaluation: Any, batch_size: int, supervised_l
         if evaluation is None:
             return None
         loss, _ = supervised_loss(prepared.model, evaluation, prepared.collator, batch_size=batch_size, autocast=prepared.precision.autocast)
-        return round(loss, 6)
+        return float(f"{loss:.6f}")
 
     return measure
 
@@ -128,7 +128,7 @@ def prepare(config: SftConfig, work: Path) -> Prepared:
     pad = ensure_pad(tokenizer)
     renderer = renderer_for(tokenizer, config.template_path, override=config.template_override, train_on=config.train_on)
     lint.preflight(renderer, paths(config.data.train_file), max_length=config.data.max_length)
-    limits = {"max_length": config.data.max_length, "overlong": config.data.overlong}
+    limits: dict[str, Any] = {"max_length": config.data.max_length, "overlong": config.data.overlong}
     tokens = corpus.conversations(paths(config.data.train_file), work / ".tokens" / "train", renderer, max_samples=config.data.max_samples, **limits)
     held_out = None
     if config.data.eval_file:

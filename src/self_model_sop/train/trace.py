@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ..config import project_root
 from ..console import note, warn
-from ..errors import ENVIRONMENT, SopError
 from ..redact import redact
 from .settings import Trace
 from .tracesettings import TraceSettings, load_settings
@@ -18,16 +17,13 @@ _KEYS = {"wandb": "WANDB_API_KEY", "swanlab": "SWANLAB_API_KEY"}
 
 
 def start(trace: Trace, project: str | None, work: Path) -> Sequence[str]:
-    """Prepare a tracker; returns what `report_to` gets (empty: none).
-
-    Raises:
-        SopError: exit code 4 where the tracker's package is not installed.
-    """
+    """Prepare a tracker; returns what `report_to` gets (empty: none, with the reason said)."""
     if trace == "none" or os.environ.get("RANK", "0") != "0":
         return ()
     package = "tensorboard" if trace == "tensorboard" else trace
     if importlib.util.find_spec(package) is None:
-        raise SopError(f"trace: {trace} needs the package {package!r}", fix="pip install 'self-model-sop[tracking]', or --trace none", code=ENVIRONMENT)
+        warn(f"trace: {trace} needs the package {package!r} (pip install 'self-model-sop[tracking]'); training goes on, metrics.jsonl and report.html have everything")
+        return ()
     settings = load_settings(trace, project_root())
     name = project or settings.project
     try:
