@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Sequence
@@ -69,12 +68,12 @@ class Base:
         model = self.data["model"]
         return {piece: i for i, (piece, _) in enumerate(model["vocab"])} if isinstance(model["vocab"], list) else dict(model["vocab"])
 
-    @property
+    @cached_property
     def next_id(self) -> int:
         """The first id after every token of the model and every added token."""
         return 1 + max(*self.vocab.values(), *self.added, 0)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of tokens, as `len()` of a transformers tokenizer counts them."""
         return len({*self.vocab.values(), *self.added})
@@ -186,13 +185,12 @@ def copy_side_files(base: Base, out: Path, *, leave: Sequence[str] = ()) -> None
 
 
 def pinned(data: Json) -> Json:
-    """A deep copy in which every added token stands in the model's vocabulary with its id.
+    """A copy (of what an extension changes) in which every added token stands in the model's vocabulary with its id.
 
     Without this the `tokenizers` library numbers added tokens anew after the (grown) vocabulary when the file is loaded.
     """
-    data = copy.deepcopy(data)
-    vocab = data["model"]["vocab"]
-    for added in data["added_tokens"]:
-        if isinstance(vocab, dict):
-            vocab.setdefault(added["content"], added["id"])
-    return data
+    model = {k: v.copy() if isinstance(v, (dict, list)) else v for k, v in data["model"].items()}
+    if isinstance(model["vocab"], dict):
+        for added in data["added_tokens"]:
+            model["vocab"].setdefault(added["content"], added["id"])
+    return {**data, "model": model, "added_tokens": list(data["added_tokens"])}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .base import Base, pinned, spell
-from .merges import Step
+from .merges import Step, Triple
 from .plan import Merge, Row
 from .settings import Json
 
@@ -49,6 +49,14 @@ def append(base: Base, plan: Sequence[Row]) -> Json:
         for left, right in [*row.also, *([row.merge] if row.merge else [])]:
             merges.append(f"{left} {right}" if joined else [left, right])
     return data
+
+
+def triples(base: Base, plan: Sequence[Row]) -> list[Triple] | None:
+    """The plan's merges as ids, or None where a free merge makes a base token, which takes base merges too (see `ranks`)."""
+    if any(row.also for row in plan):
+        return None
+    vocab = base.vocab | {row.token: row.id for row in plan}
+    return [(vocab[row.merge[0]], vocab[row.merge[1]], row.id) for row in plan if row.merge]
 
 
 def ranks(base: Base, plan: Sequence[Row]) -> Mapping[tuple[int, int], tuple[int, int]]:

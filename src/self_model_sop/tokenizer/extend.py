@@ -16,18 +16,18 @@ from .base import Base, open_base
 from .earlier import TokenizerStage
 from .methods import Corpus
 from .plan import Row, read_plan, write_plan
-from .settings import TokenizerConfig
+from .settings import Json, TokenizerConfig
 
 EXPANSION = "expansion.json"
 REPORT = "gates.json"
 _SAMPLE_DOCUMENTS = 500
 
 
-def write(base: Base, rows: Sequence[Row], method: str, out: Path) -> None:
-    """A complete tokenizer folder: the base's files, the rows appended, `expansion.json` and the plan beside them."""
+def write(base: Base, rows: Sequence[Row], method: str, out: Path, curve: Sequence[Json] = ()) -> None:
+    """A complete tokenizer folder: the base's files, the rows appended, `expansion.json` (with the N-curve) and the plan beside them."""
     methods.write(base, rows, out)
     first = base.next_id
-    record = {"base_vocab_size": base.size, "new_ids": [first, first + len(rows)], "method": method, "tokens": len(rows)}
+    record = {"base_vocab_size": base.size, "new_ids": [first, first + len(rows)], "method": method, "tokens": len(rows), "curve": list(curve)}
     (out / EXPANSION).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     write_plan(out / select.PLAN, rows)
 
@@ -52,7 +52,8 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     rows = read_plan(config.below("selection").folder / select.PLAN)
     check_plan(base, rows)
     method = methods.method_of(base, config.selection)
-    write(base, rows, method, run.work)
+    curve = json.loads((config.below("selection").folder / select.CURVE).read_text(encoding="utf-8"))
+    write(base, rows, method, run.work, curve)
     pair = opened_pair(base, rows, run.work, free=config.selection.scope == "free")
     held_out = config.below("corpus").folder / corpus.HELD_OUT
     console.note(f"checking {len(rows)} new tokens on the reloaded files")
@@ -85,8 +86,7 @@ def reduction(base: Base, folder: Path, held_out: Path) -> dict[str, float]:
 def inputs(config: TokenizerConfig) -> Mapping[str, Path]:
     """Base, plan, and the held-out text that the gates read."""
     below = config.below
-    plan, held_out = below("selection").folder / select.PLAN, below("corpus").folder / corpus.HELD_OUT
-    return {"baseline": baseline.folder(config), "plan": plan, "held-out": held_out}
+    return {"baseline": baseline.folder(config), "plan": below("selection").folder, "held-out": below("corpus").folder / corpus.HELD_OUT}
 
 
 def summary(done: Artifact) -> list[str]:

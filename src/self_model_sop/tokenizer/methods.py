@@ -6,17 +6,19 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import ENVIRONMENT, SopError
 from . import bpe, merges, spm, wordpiece
 from .base import Base, bare, copy_side_files
+from .counts import Units, count_pretokens, count_runs, tally
 from .plan import Row
 from .script import HAN_RUN
 from .settings import Json, SelectionConfig
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Method = Literal["continued_bpe", "sentencepiece", "added_tokens"]
 Terms = Sequence[tuple[str, str]]  # (term, where it comes from)
@@ -40,11 +42,29 @@ def method_of(base: Base, settings: SelectionConfig) -> Method:
     return settings.method
 
 
-@dataclass(frozen=True)
 class Corpus:
-    """Counted text, in whatever form the method needs. `texts` answers the same texts at each call."""
+    """A text in whatever form a method needs; it is read and encoded by the base once.
 
-    texts: Callable[[], Iterable[tuple[str, float]]]
+    Args:
+        texts: answers the same (text, weight) pairs at each call.
+    """
+
+    def __init__(self, texts: Callable[[], Iterable[tuple[str, float]]]) -> None:
+        self.texts = texts
+        self._units: Units | None = None
+        self._runs: dict[str, float] | None = None
+
+    def units(self, base: Base) -> Units:
+        """The text in base ids."""
+        if self._units is None:
+            self._units = count_pretokens(base, self.texts()) if base.kind == "byte_bpe" else count_runs(base, self.texts())
+        return self._units
+
+    def runs(self) -> dict[str, float]:
+        """The runs of Chinese characters."""
+        if self._runs is None:
+            self._runs = wordpiece.runs_of(self.texts())
+        return self._runs
 
 
 def propose(base: Base, corpus: Corpus, settings: SelectionConfig, limit: int, terms: Terms = ()) -> list[Row]:
@@ -58,27 +78,21 @@ def propose(base: Base, corpus: Corpus, settings: SelectionConfig, limit: int, t
         terms: candidates from elsewhere (the auxiliary tokenizer, a lexicon). They compete where tokens are independent of each other (added
             tokens); where a token is built by merges, whatever saves enough is found among the merges itself.
     """
-    method = method_of(base, settings)
-    atoms = merges.Atoms(free=settings.scope == "free", cut=_word_edges() if settings.scope == "word" else None)
-    if method == "added_tokens":
-        return _propose_added(base, corpus, settings, limit, terms, atoms)
+    if method_of(base, settings) == "added_tokens":
+        return _propose_added(base, corpus, settings, limit, terms)
+    free, cut = settings.scope == "free", _word_edges() if settings.scope == "word" else None
     known = {base.bytes_of[i] for i in base.vocab.values()}
-    if base.kind == "byte_bpe":
-        merges.grouped(merges.count_pretokens(base, corpus.texts()), base.bytes_of, atoms)
-        steps = merges.candidates(atoms, known, limit, min_freq=settings.min_freq, max_chars=settings.max_token_chars)
-        return _within(bpe.rows(base, steps), settings.max_base_pieces, base.next_id)
-    if base.kind == "unigram":
-        spm.unigram_atoms(base, corpus.texts(), atoms)
-    else:
-        merges.grouped(merges.count_runs(base, corpus.texts()), base.bytes_of, atoms)
-    steps = merges.candidates(atoms, known, limit, min_freq=settings.min_freq, max_chars=settings.max_token_chars, direct=True)
-    return _within(spm.rows(base, steps), settings.max_base_pieces, base.next_id)
+    byte_level = base.kind == "byte_bpe"
+    atoms = spm.unigram_atoms(base, corpus.texts()) if base.kind == "unigram" else merges.atoms_of(corpus.units(base), base.bytes_of, free=free, cut=cut)
+    steps = merges.candidates(atoms, known, limit, min_freq=settings.min_freq, max_chars=settings.max_token_chars, direct=not byte_level)
+    return _within(bpe.rows(base, steps) if byte_level else spm.rows(base, steps), settings.max_base_pieces, base.next_id)
 
 
-def _propose_added(base: Base, corpus: Corpus, settings: SelectionConfig, limit: int, terms: Terms, atoms: merges.Atoms) -> list[Row]:
-    runs = wordpiece.runs_of(corpus.texts())
-    wordpiece.atoms_of(runs, atoms)
-    found = merges.candidates(atoms, {atoms.data(n) for n in range(len(atoms.groups))}, 2 * limit, min_freq=settings.min_freq, max_chars=settings.max_token_chars)
+def _propose_added(base: Base, corpus: Corpus, settings: SelectionConfig, limit: int, terms: Terms) -> list[Row]:
+    runs = corpus.runs()
+    atoms = wordpiece.atoms_of(runs)
+    characters = {atoms.data(n) for n in range(len(atoms.groups))}
+    found = merges.candidates(atoms, characters, 2 * limit, min_freq=settings.min_freq, max_chars=settings.max_token_chars)
     sources = dict(reversed(terms)) | {s.new.decode(): "corpus" for s in found}
     most = min(settings.max_token_chars, settings.max_base_pieces or settings.max_token_chars)
     allowed = [t for t in sources if 1 < len(t) <= most and HAN_RUN.fullmatch(t)]
@@ -163,20 +177,18 @@ def _write_vocab(base: Base, data: Json, path: Path) -> None:
 # --- measuring ----------------------------------------------------------------------------------------------------------------------------
 
 
-def counts(data: Json, corpus: Corpus) -> Any:
-    """Weighted uses of every id of a tokenizer in a text, as an array indexed by id."""
-    import numpy as np
-
+def counts(data: Json, corpus: Corpus) -> np.ndarray:
+    """Weighted uses of every id of a tokenizer in a text, by encoding it; float64 `[highest id + 1]`."""
     tokenizer = bare(data)
-    size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-    uses = np.zeros(size)
-    texts = iter(corpus.texts())
-    while part := list(islice(texts, 256)):
-        encodings = tokenizer.encode_batch_fast([t for t, _ in part], add_special_tokens=False)
-        lengths = [len(e.ids) for e in encodings]
-        ids = np.fromiter((i for e in encodings for i in e.ids), dtype=np.int64, count=sum(lengths))
-        uses += np.bincount(ids, weights=np.repeat([w for _, w in part], lengths), minlength=size)
-    return uses
+    return tally(tokenizer, corpus.texts(), 1 + max(tokenizer.get_vocab(with_added_tokens=True).values()))
+
+
+def uses(base: Base, rows: Sequence[Row], corpus: Corpus) -> np.ndarray:
+    """Weighted uses of the new tokens in a text, indexed by id (base ids are not counted fully)."""
+    triples = bpe.triples(base, rows) if base.kind == "byte_bpe" else None
+    if triples is None:
+        return counts(appended(base, rows), corpus)
+    return merges.segmented(corpus.units(base), triples, base.next_id + len(rows))
 
 
 def gains(base: Base, rows: Sequence[Row], corpus: Corpus) -> list[float]:
@@ -185,14 +197,16 @@ def gains(base: Base, rows: Sequence[Row], corpus: Corpus) -> list[float]:
     Exact for merges and added tokens. For Unigram bases, whose segmentation is global: uses times (base pieces - 1).
     """
     if base.kind == "wordpiece":
-        return wordpiece.marginal(wordpiece.runs_of(corpus.texts()), [r.token for r in rows])
+        return wordpiece.marginal(corpus.runs(), [r.token for r in rows])
     if base.kind == "unigram":
-        uses = counts(appended(base, rows), corpus)
-        return [float(uses[r.id]) * max(1, len(r.pieces) - 1) for r in rows]
-    if base.kind == "byte_bpe":
-        fires = merges.simulate(merges.count_pretokens(base, corpus.texts()), bpe.ranks(base, rows))
-    else:
-        units, found = spm.with_characters(base, rows, merges.count_runs(base, corpus.texts()))
+        found = uses(base, rows, corpus)
+        return [float(found[r.id]) * max(1, len(r.pieces) - 1) for r in rows]
+    if base.kind == "sentencepiece_bpe":
+        units, saved = spm.with_characters(base, rows, corpus.units(base))
         fires = merges.simulate(units, spm.ranks(base, rows))
-        return [fires.get(n, 0.0) + found.get(n, 0.0) for n in range(len(rows))]
+        return [fires.get(n, 0.0) + saved.get(n, 0.0) for n in range(len(rows))]
+    triples = bpe.triples(base, rows)
+    if triples is not None:
+        return merges.fired(triples, uses(base, rows, corpus))
+    fires = merges.simulate(corpus.units(base).items(), bpe.ranks(base, rows))
     return [fires.get(n, 0.0) for n in range(len(rows))]

@@ -30,3 +30,20 @@ def whole(data: bytes) -> str | None:
 def continues(data: bytes) -> bool:
     """True if the bytes begin inside a UTF-8 character."""
     return 0x80 <= data[0] < 0xC0 if data else False
+
+
+def only_script(beginning: bytes) -> bool:
+    """True if the bytes hold a Chinese character, or are the beginning of one and of nothing else."""
+    for cut in range(min(3, len(beginning)) + 1):
+        head = whole(beginning[: len(beginning) - cut])
+        if head is not None:
+            return has_script(head) or (cut > 0 and _all_inside(beginning[len(beginning) - cut :]))
+    return False
+
+
+def _all_inside(beginning: bytes) -> bool:
+    """True if every character whose UTF-8 starts so is of the script."""
+    first = beginning[0]
+    missing = (4 if first >= 0xF0 else 3 if first >= 0xE0 else 2) - len(beginning)
+    low, high = (whole(beginning + bytes([end]) * missing) for end in (0x80, 0xBF))
+    return bool(low and high) and all(IN_SCRIPT.match(chr(c)) for c in range(ord(low or ""), ord(high or "") + 1))

@@ -66,39 +66,68 @@ def choose(base: Base, training: Corpus, held_out: Corpus, settings: SelectionCo
         SopError: where nothing is worth a token.
     """
     limit = settings.new_tokens or settings.max_new_tokens
-    rows = used_enough(base, methods.propose(base, training, settings, limit + limit // 10, terms), training, settings.min_freq)
-    rows = methods.renumbered(rows[:limit], base.next_id)
+    rows = used_enough(base, methods.propose(base, training, settings, limit + limit // 5, terms), training, settings.min_freq)
     total = float(methods.counts(base.data, held_out).sum())
     if not rows or not total:
         raise SopError("no candidate is used often enough", fix="lower selection.min_freq, or give more Chinese text (corpus.inputs)", code=DATA)
-    for row, gain in zip(rows, methods.gains(base, rows, held_out), strict=True):
-        row.gain = gain
-    wanted = settings.new_tokens or stop([r.gain for r in rows], total, settings.min_gain)
+    wanted = settings.new_tokens or stop(methods.gains(base, rows[:limit], held_out), total, settings.min_gain)
     if settings.new_tokens and len(rows) < settings.new_tokens:
         console.warn(f"the corpus supports {len(rows)} new tokens at min_freq {settings.min_freq}, not {settings.new_tokens}")
     if not wanted:
         what = f"no {WINDOW} candidates save {settings.min_gain} tokens each per million held-out tokens"
         raise SopError(what, fix="lower selection.min_gain, or set selection.new_tokens", code=DATA)
-    rows = rows[:wanted]
-    for counted, name in ((training, "train_count"), (held_out, "heldout_count")):
-        uses = methods.counts(methods.appended(base, rows), counted)
-        for row in rows:
-            setattr(row, name, float(uses[row.id]))
-        if name == "heldout_count":
-            after = float(uses.sum())
-    return rows, {"heldout_tokens_before": total, "heldout_tokens_after": after, "curve": curve([r.gain for r in rows], total)}
+    rows = lean(base, rows, wanted, training, settings.max_unused)
+    used = methods.uses(base, rows, training), methods.counts(methods.appended(base, rows), held_out)
+    for row, gain in zip(rows, methods.gains(base, rows, held_out), strict=True):
+        row.gain, row.train_count, row.heldout_count = gain, float(used[0][row.id]), float(used[1][row.id])
+    return rows, {"heldout_tokens_before": total, "heldout_tokens_after": float(used[1].sum()), "curve": curve([r.gain for r in rows], total)}
 
 
 def used_enough(base: Base, rows: list[Row], training: Corpus, min_freq: int) -> list[Row]:
     """Drop rows that the training text uses less than `min_freq` times and that no kept row is built from; measured, in a few rounds."""
     for _ in range(_ROUNDS):
-        uses = methods.counts(methods.appended(base, rows), training)
-        parts = {part for r in rows for merge in [*r.also, *([r.merge] if r.merge else [])] for part in merge}
+        uses = methods.uses(base, rows, training)
+        parts = {part for r in rows for part in parts_of(r)}
         gone = {r.id for r in rows if uses[r.id] < min_freq and r.token not in parts}
         if not gone:
             break
         rows = methods.without(rows, gone, base.next_id)
     return rows
+
+
+def parts_of(row: Row) -> list[str]:
+    """The tokens that a row is built from."""
+    return [part for merge in [*row.also, *([row.merge] if row.merge else [])] for part in merge]
+
+
+def lean(base: Base, rows: list[Row], wanted: int, training: Corpus, max_unused: float) -> list[Row]:
+    """The first `wanted` rows, without the weakest of those families of rows whose root the training text never uses by itself.
+
+    A token that only serves to build longer ones is never trained. Its family is the row and everything built from it; those that save
+    least for each row make room for later rows until at most `max_unused` of the rows are unused.
+    """
+    for _ in range(_ROUNDS):
+        head = rows[:wanted]
+        uses = methods.uses(base, head, training)
+        unused = [r for r in head if uses[r.id] == 0]
+        excess = len(unused) - int(max_unused * wanted)
+        if excess <= 0:
+            break
+        saved = dict(zip((r.id for r in head), methods.gains(base, head, training), strict=True))
+        families = [family(rows, r) for r in unused]
+        families.sort(key=lambda ids: (sum(saved.get(i, 0.0) for i in ids) / len(ids), min(ids)))
+        rows = methods.without(rows, set().union(*families[:excess]), base.next_id)
+    return rows[:wanted]
+
+
+def family(rows: Sequence[Row], root: Row) -> set[int]:
+    """The ids of a row and of every row that is built from it."""
+    tokens, out = {root.token}, {root.id}
+    for row in rows:
+        if row.id > root.id and tokens.intersection(parts_of(row)):
+            tokens.add(row.token)
+            out.add(row.id)
+    return out
 
 
 def stop(gains: Sequence[float], total: float, min_gain: float) -> int:

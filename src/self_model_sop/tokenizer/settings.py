@@ -45,6 +45,7 @@ class SelectionConfig:
     max_new_tokens: int = option(20_000, "upper bound of the stopping rule")
     min_gain: float = option(20.0, "stop when the next 100 tokens save fewer than this many tokens per million held-out tokens, each")
     min_freq: int = option(5, "fewest uses in the training text")
+    max_unused: float = option(0.01, "share of the new tokens that the training text may leave unused (parts of longer ones); the weakest go, the next ones come")
     max_base_pieces: int | None = option(None, "skip candidates that the base tokenizer writes in more pieces than this")
     max_token_chars: int = option(16, "longest new token, in characters: boilerplate is no vocabulary")
     max_samples: int | None = option(None, "read at most so many documents of the training text, evenly spread")
@@ -71,6 +72,7 @@ class EvaluateConfig:
     test_corpus: tuple[Path, ...] = option((), "text or JSONL files; empty: the held-out text of the corpus stage", path="input", flag="--test_corpus")
     output_dir: Path | None = option(None, "none: <work_dir>/evaluation", path="output", flag="--output_dir")
     lexicon: Path | None = option(None, "terms whose coverage is reported", path="input")
+    samples: int = option(12, "texts shown in the HTML report, cut to 160 characters; 0: none of the corpus in the report")
 
 
 @dataclass(frozen=True, kw_only=True)

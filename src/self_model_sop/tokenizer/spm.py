@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DATA, SopError
-from .base import SENTENCEPIECE, Base, bare, pinned
-from .merges import Atoms, Step, Texts, Units
+from .base import SENTENCEPIECE, Base, pinned
+from .counts import Texts, Units, on_runs
+from .merges import Atoms, Step
 from .plan import Row
 from .script import SCRIPT_RUN, continues
 from .settings import Json
@@ -22,13 +23,13 @@ _CONTROL, _USER_DEFINED, _NORMAL = 3, 4, 1  # SentencePiece.Type
 # --- candidates ---------------------------------------------------------------------------------------------------------------------------
 
 
-def unigram_atoms(base: Base, texts: Texts, atoms: Atoms) -> Atoms:
+def unigram_atoms(base: Base, texts: Texts) -> Atoms:
     """The Chinese runs of the corpus in the pieces of a Unigram base; an unknown character counts as two, so that knowing it is worth a token."""
     runs: dict[str, float] = {}
     for text, weight in texts:
         for run in SCRIPT_RUN.findall(text):
             runs[run] = runs.get(run, 0) + weight
-    tokenizer = _on_runs(base.data)
+    tokenizer, atoms = on_runs(base), Atoms()
     unknown = base.data["model"].get("unk_id")
     keys = iter(runs)
     while part := list(islice(keys, 4096)):
@@ -48,15 +49,10 @@ def _groups(run: str, encoding: Any, unknown: int | None) -> Iterable[tuple[byte
             yield (text.encode(),) if i != unknown and cost == 1 else (text.encode()[:1], text.encode()[1:])
 
 
-def _on_runs(data: Json) -> Any:
-    """The tokenizer without what it does at the ends of a text, for single runs."""
-    return bare({**data, "normalizer": None, "pre_tokenizer": None})
-
-
 def rows(base: Base, steps: Iterable[Step]) -> list[Row]:
     """Steps as plan rows; a single character that the vocabulary lacks needs no merge."""
     ids = dict(base.vocab)
-    tokenizer = _on_runs(base.data)
+    tokenizer = on_runs(base)
     out: list[Row] = []
     for step in steps:
         token = step.new.decode()
@@ -159,11 +155,11 @@ def _proto() -> Any:
     return sentencepiece_model_pb2.ModelProto()
 
 
-def with_characters(base: Base, plan: Sequence[Row], units: Units) -> tuple[Units, dict[int, float]]:
+def with_characters(base: Base, plan: Sequence[Row], units: Units) -> tuple[list[tuple[tuple[int, ...], float]], dict[int, float]]:
     """Units in which the bytes of each new single-character piece are that piece; and rank -> tokens that this saved."""
     whole = {tuple(row.pieces): (n, row.id) for n, row in enumerate(plan) if row.merge is None}
     within = {i for i, b in base.bytes_of.items() if continues(b)}
-    out, saved = defaultdict[tuple[int, ...], float](float), defaultdict[int, float](float)
+    out, saved = [], defaultdict[int, float](float)
     for unit, count in units.items():
         ids: list[int] = []
         for group in _grouped(unit, within):
@@ -171,7 +167,7 @@ def with_characters(base: Base, plan: Sequence[Row], units: Units) -> tuple[Unit
             ids += [found[1]] if found else group
             if found:
                 saved[found[0]] += count * (len(group) - 1)
-        out[tuple(ids)] += count
+        out.append((tuple(ids), count))
     return out, saved
 
 

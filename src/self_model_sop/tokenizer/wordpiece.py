@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .base import Base, pinned
-from .merges import Atoms, Texts
+from .counts import Texts
+from .merges import Atoms
 from .plan import Row
 from .script import HAN_RUN
 from .settings import Json
@@ -23,8 +24,9 @@ def runs_of(texts: Texts) -> dict[str, float]:
     return runs
 
 
-def atoms_of(runs: Mapping[str, float], atoms: Atoms) -> Atoms:
+def atoms_of(runs: Mapping[str, float]) -> Atoms:
     """The runs in single characters, as the base sees them."""
+    atoms = Atoms()
     for run, count in runs.items():
         atoms.add([(c.encode(),) for c in run], count)
     return atoms
