@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from self_model_sop.data import filters
+from self_model_sop.data.characters import codepoints
 from self_model_sop.data.filters import FilterConfig, RepetitionConfig
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -19,11 +20,11 @@ PROSE = "糖尿病是一组以慢性高血糖为特征的代谢性疾病，由�
 
 
 def counted(text: str) -> list[int]:
-    return filters.counts(filters.codepoints(text))
+    return filters.counts(codepoints(text))
 
 
 def repeated(text: str, config: RepetitionConfig = CONFIG.repetition) -> str | None:
-    return filters.repetition(filters.codepoints(text), [x.strip() for x in text.split("\n") if x.strip()], config)
+    return filters.repetition(codepoints(text), [x.strip() for x in text.split("\n") if x.strip()], config)
 
 
 def turns(*pairs: tuple[str, str]) -> list[dict[str, Any]]:
@@ -89,7 +90,7 @@ def test_repeated_share_equals_its_definition() -> None:
                     covered[i : i + n] = [True] * n
                 seen.add(gram)
             share = sum(covered) / len(text)
-            grams = filters._Grams(filters.codepoints(text).astype("u8"))
+            grams = filters._Grams(codepoints(text).astype("u4"))
             assert filters._repeated_share(grams, n, len(text), -1.0) == pytest.approx(share)
             assert filters._repeated_share(grams, n, len(text), 0.9) >= share - 1e-12  # a bound, where one is enough
 

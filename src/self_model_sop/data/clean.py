@@ -12,10 +12,14 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import option
 from ..errors import missing_extra
+from .characters import codepoints, text_of
+
+if TYPE_CHECKING:
+    from .characters import Codes
 
 Where = Literal["pretrain", "all", "none"]
 
@@ -136,8 +140,14 @@ def _width_table() -> dict[int, str]:
     return {c: form for c in points if (form := unicodedata.normalize("NFKC", chr(c))) != chr(c)}
 
 
+_GONE, _LONGER = 0xFFFFFFFF, 0xFFFFFFFE
+
+
 @lru_cache(maxsize=8)
-def _character_rules(whitespace: bool, controls: bool, width: bool) -> tuple[re.Pattern[str], dict[int, str]]:
+def _character_rules(whitespace: bool, controls: bool, width: bool) -> tuple[dict[int, str], Codes]:
+    """What characters become: as a table for str.translate, and as an array [0x110000] (_GONE: nothing, _LONGER: more than one character)."""
+    import numpy as np
+
     table: dict[int, str] = {}
     if whitespace:
         table |= dict.fromkeys(map(ord, _SPACES), " ") | {0x85: "\n", 0x0C: "\n"}
@@ -145,7 +155,22 @@ def _character_rules(whitespace: bool, controls: bool, width: bool) -> tuple[re.
         table |= dict.fromkeys(map(ord, _INVISIBLE + _CONTROLS), "")
     if width:
         table |= _width_table()
-    return re.compile("[" + "".join(re.escape(chr(c)) for c in table) + "]" if table else r"(?!)"), table
+    array = np.arange(0x110000, dtype=np.uint32)
+    for point, form in table.items():
+        array[point] = ord(form) if len(form) == 1 else _LONGER if form else _GONE
+    return table, array
+
+
+def _mapped(text: str, config: CleanConfig) -> str:
+    table, array = _character_rules(config.whitespace, config.controls, config.width)
+    codes = codepoints(text)
+    new = array[codes]
+    changed = new != codes
+    if not changed.any():
+        return text
+    if (new == _LONGER).any():
+        return text.translate(table)
+    return text_of(new[new != _GONE])
 
 
 _WIDE_POINT = re.compile(r"(?<=[0-9])．(?=[0-9])")
@@ -161,10 +186,8 @@ def _characters(text: str, config: CleanConfig) -> str:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         if "\u3000" in text or "\u00a0" in text:
             text = _INDENT.sub("", text)
-    found, table = _character_rules(config.whitespace, config.controls, config.width)
-    if not text.isascii() or not text.isprintable():
-        if found.search(text):
-            text = text.translate(table)
+    if not (text.isascii() and text.isprintable()):
+        text = _mapped(text, config)
         if config.width and ("．" in text or "％" in text):
             text = _WIDE_PERCENT.sub("%", _WIDE_POINT.sub(".", text))
     if config.whitespace:

@@ -7,22 +7,24 @@ and statutes repeat their phrases, so thresholds are set where 3,500 laws and a 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..config import option
 from ..errors import missing_extra
+from .characters import HAN, HANGUL, KANA, LETTER, PUNCTUATION, SPACE, SYMBOL, classes
 from .formats import Message
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SPACE, HAN, LETTER, DIGIT, PUNCTUATION, SYMBOL, KANA, HANGUL = range(8)
+    from .characters import Codes
+
+    Hashes = NDArray[np.uint32]
+
 REFUSALS = (
     "作为一个AI", "作为一个人工智能", "作为AI语言模型", "作为一个语言模型", "作为人工智能", "作为一名AI", "我是一个AI语言模型", "我无法回答这个问题", "我不能回答这个问题",
     "抱歉，我无法", "抱歉，我不能", "对不起，我无法", "对不起，我不能", "As an AI", "as an AI language model", "I'm sorry, but I can't", "I cannot fulfill",
@@ -68,33 +70,11 @@ class FilterConfig:
 # --- characters ---------------------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _classes() -> NDArray[np.uint8]:
-    """The class of every code point, [0x110000]."""
-    import numpy as np
-
-    table = np.full(0x110000, SYMBOL, np.uint8)
-    by_category = {"L": LETTER, "M": LETTER, "N": DIGIT, "P": PUNCTUATION, "S": SYMBOL, "Z": SPACE, "C": SPACE}
-    for point in range(0x10000):
-        table[point] = by_category[unicodedata.category(chr(point))[0]]
-    for first, last, kind in ((0x3400, 0x9FFF, HAN), (0xF900, 0xFAFF, HAN), (0x20000, 0x323AF, HAN), (0x3041, 0x30FF, KANA), (0x31F0, 0x31FF, KANA), (0xAC00, 0xD7AF, HANGUL)):
-        table[first : last + 1] = kind
-    table[0x30FB] = table[0x30FC] = PUNCTUATION
-    return table
-
-
-def codepoints(text: str) -> NDArray[np.uint32]:
-    """The text as code points, [chars]."""
-    import numpy as np
-
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-def counts(codes: NDArray[np.uint32]) -> list[int]:
+def counts(codes: Codes) -> list[int]:
     """How many characters of each class (SPACE, HAN, ...), [8]."""
     import numpy as np
 
-    return [int(n) for n in np.bincount(_classes()[codes], minlength=8)]
+    return [int(n) for n in np.bincount(classes(codes), minlength=8)]
 
 
 def han_ratio(count: Sequence[int], config: FilterConfig) -> str | None:
@@ -145,7 +125,7 @@ def line_shapes(lines: Sequence[str], config: FilterConfig) -> str | None:
     return "ellipsis_lines" if len(lines) >= 5 and sum(x.endswith(_ELLIPSES) for x in lines) > config.max_ellipsis_lines * len(lines) else None
 
 
-def repetition(codes: NDArray[np.uint32], lines: Sequence[str], config: RepetitionConfig) -> str | None:
+def repetition(codes: Codes, lines: Sequence[str], config: RepetitionConfig) -> str | None:
     """duplicate_lines, top_ngram, duplicate_ngrams. `codes`: [chars]; `lines`: not empty ones, stripped."""
     if not config.enabled or len(codes) < 100:
         return None
@@ -154,9 +134,7 @@ def repetition(codes: NDArray[np.uint32], lines: Sequence[str], config: Repetiti
         repeated = [x for x in lines if x in seen or seen.add(x)]  # type: ignore[func-returns-value]
         if len(repeated) > config.duplicate_lines * len(lines) or sum(map(len, repeated)) > config.duplicate_line_chars * sum(map(len, lines)):
             return "duplicate_lines"
-    import numpy as np
-
-    text = codes[_classes()[codes] != SPACE].astype(np.uint64)
+    text = codes[classes(codes) != SPACE]
     if len(text) < 100:
         return None
     most = _most_frequent(text)
@@ -172,21 +150,22 @@ def repetition(codes: NDArray[np.uint32], lines: Sequence[str], config: Repetiti
 
 
 class _Grams:
-    """Hashes of the n-grams at every position, longer ones put together from shorter ones."""
+    """Hashes of the n-grams at every position, longer ones put together from shorter ones. 32 bits: a collision in a document moves no share."""
 
-    def __init__(self, codes: NDArray[np.uint64]) -> None:
+    def __init__(self, codes: Hashes) -> None:
         self._known = {1: codes}
 
-    def of(self, n: int) -> NDArray[np.uint64]:
+    def of(self, n: int) -> Hashes:
         import numpy as np
 
         if n not in self._known:
             a, b = self.of(n - n // 2), self.of(n // 2)
             k = len(self._known[1]) - n + 1
-            h = a[:k] * np.uint64(0x9E3779B97F4A7C15 + 2 * n)
-            h ^= h >> np.uint64(29)
+            h = a[:k] * np.uint32(0x9E3779B1 + 2 * n)
+            h ^= h >> np.uint32(15)
             h += b[n - n // 2 : n - n // 2 + k]
-            h *= np.uint64(0xD6E8FEB86659FD93)
+            h *= np.uint32(0x85EBCA77)
+            h ^= h >> np.uint32(13)
             self._known[n] = h
         return self._known[n]
 
@@ -223,7 +202,7 @@ def _repeated_share(grams: _Grams, n: int, length: int, limit: float) -> float:
     return float((np.cumsum(change[:-1]) > 0).mean())
 
 
-def _repeats(values: NDArray[np.uint64]) -> int:
+def _repeats(values: Hashes) -> int:
     """How many values occurred before."""
     import numpy as np
 

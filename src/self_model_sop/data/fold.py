@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .characters import Codes
+
 _ALPHABETS = 0x530  # Latin, Greek, Cyrillic lie below
 
 
@@ -35,7 +37,7 @@ def _table() -> NDArray[np.uint32]:
     return simplified[table]
 
 
-def key_of(codes: NDArray[np.uint32], exact: bytes = b"") -> bytes:
+def key_of(codes: Codes, exact: bytes = b"") -> bytes:
     """16 bytes that are equal for texts with the same folded form (and the same `exact` bytes). `codes`: code points, [chars].
 
     Between two letters or digits of an alphabet whitespace counts as one space (`now here` is not `nowhere`), elsewhere as nothing.

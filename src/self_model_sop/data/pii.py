@@ -15,18 +15,21 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from typing import Any, NamedTuple
 
+from .characters import DIGIT, HAN, LETTER, PUNCTUATION, SPACE, SYMBOL, classes, codepoints
+
 
 class Rule(NamedTuple):
     """A pattern whose first group is personal data where `confirm` agrees; `label` stands in its place.
 
-    `markers` or `digits` say what a text must contain before the pattern is tried at all: most texts are done after a few substring searches.
+    `shapes` are runs of character classes (L letter, D digit, H Han, P punctuation, S space, Y symbol), one of which a text must contain before the pattern is
+    tried; `markers` likewise. Most texts are done after a few substring searches.
     """
 
     pattern: re.Pattern[str]
     label: str
-    confirm: Callable[[str], bool] = lambda found: True
+    shapes: tuple[str, ...]
     markers: tuple[str, ...] = ()
-    digits: bool = False
+    confirm: Callable[[str], bool] = lambda found: True
 
 
 def resident_id(number: str) -> bool:
@@ -62,17 +65,23 @@ _SURNAMES = (
 )
 _NAME = rf"(?:欧阳|司马|上官|诸葛|慕容|尉迟|[{_SURNAMES}])[\u4e00-\u9fff]{{1,2}}"
 
-_WECHAT_MARKERS = ("微信", "eChat", "echat", "eixin", "V信", "v信", "W信", "w信", "VX", "vx", "WX", "wx")
-_NOT_A_NUMBER = r"(?![0-9A-Za-z]|[.][0-9]|\s?[元万亿%％例人个])"  # amounts and counts look like telephone numbers
+_GROUPED = ("DDDPD", "DDDSD", "DDDYD", "DDDPSD")
+_NUMBER = ("DDDDDDD", *_GROUPED)
+_NOT_AN_AMOUNT = r"(?![0-9A-Za-z]|[.][0-9]|\s?[元万亿%％例人个])"  # amounts and counts look like telephone numbers
 
 RULES: dict[str, Rule] = {
-    "resident_id": Rule(re.compile(r"(?<![0-9A-Za-z])([1-9][0-9]{5}(?:18|19|20)[0-9]{9}[0-9Xx])(?![0-9A-Za-z])"), "[身份证号]", resident_id, digits=True),
-    "bank_card": Rule(re.compile(r"(?<![0-9A-Za-z.])([3-69][0-9]{3}(?:[ -]?[0-9]{4}){3}(?:[ -]?[0-9]{1,3})?)(?![0-9A-Za-z]|[.][0-9])"), "[银行卡号]", luhn, digits=True),
-    "mobile": Rule(re.compile(r"(?<![0-9A-Za-z.])((?:\+?86[- ]?)?1[3-9][0-9](?:[0-9]{8}|[- ][0-9]{4}[- ][0-9]{4}))" + _NOT_A_NUMBER), "[手机号]", digits=True),
+    "resident_id": Rule(re.compile(r"(?<![0-9A-Za-z])([1-9][0-9]{5}(?:18|19|20)[0-9]{9}[0-9Xx])(?![0-9A-Za-z])"), "[身份证号]", ("D" * 17,), confirm=resident_id),
+    "bank_card": Rule(
+        re.compile(r"(?<![0-9A-Za-z.])([3-69][0-9]{3}(?:[ -]?[0-9]{4}){3}(?:[ -]?[0-9]{1,3})?)(?![0-9A-Za-z]|[.][0-9])"),
+        "[银行卡号]",
+        ("D" * 12, "DDDDSDDDD", "DDDDPDDDD"),
+        confirm=luhn,
+    ),
+    "mobile": Rule(re.compile(r"(?<![0-9A-Za-z.])((?:\+?86[- ]?)?1[3-9][0-9](?:[0-9]{8}|[- ][0-9]{4}[- ][0-9]{4}))" + _NOT_AN_AMOUNT), "[手机号]", _NUMBER),
     "landline": Rule(
         re.compile(r"(?<![0-9A-Za-z])((?:[(（]0[1-9][0-9]{1,2}[)）]\s?|0[1-9][0-9]{1,2}[-－—– ])[0-9]{7,8}(?:\s?[-转]\s?[0-9]{1,6})?)(?![0-9A-Za-z])"),
         "[电话号码]",
-        digits=True,
+        _GROUPED,
     ),
     "plate": Rule(
         re.compile(
@@ -80,41 +89,58 @@ RULES: dict[str, Rule] = {
             r"(?=[A-HJ-NP-Z0-9]{0,5}[0-9])(?:[A-HJ-NP-Z0-9]{5,6}|[A-HJ-NP-Z0-9]{4}[学警港澳挂使领]))(?![A-Za-z0-9])"
         ),
         "[车牌号]",
+        ("HLD", "HLL", "HLP"),
     ),
     "passport": Rule(
-        re.compile(r"(?:护照|通行证|[Pp]assport)[^\n。；]{0,10}?(?<![A-Za-z0-9])([A-Z]{1,2}[0-9]{7,8})(?![A-Za-z0-9])"), "[护照号]", markers=("护照", "通行证", "assport")
+        re.compile(r"(?:护照|通行证|[Pp]assport)[^\n。；]{0,10}?(?<![A-Za-z0-9])([A-Z]{1,2}[0-9]{7,8})(?![A-Za-z0-9])"),
+        "[护照号]",
+        ("LDDDDDDD",),
+        ("护照", "通行证", "assport"),
     ),
-    "email": Rule(re.compile(r"(?<![A-Za-z0-9._%+-])([A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,12})(?![A-Za-z0-9])"), "[邮箱]", markers=("@",)),
-    "ip": Rule(re.compile(r"(?<![0-9.])([0-9]{1,3}(?:\.[0-9]{1,3}){3})(?![0-9]|\.[0-9])"), "[IP地址]", public_address, digits=True),
+    "email": Rule(
+        re.compile(r"(?<![A-Za-z0-9._%+-])([A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,12})(?![A-Za-z0-9])"),
+        "[邮箱]",
+        ("PL", "PD"),
+        ("@",),
+    ),
+    "ip": Rule(re.compile(r"(?<![0-9.])([0-9]{1,3}(?:\.[0-9]{1,3}){3})(?![0-9]|\.[0-9])"), "[IP地址]", ("DPDPD", "DPDDPD", "DPDDDPD"), confirm=public_address),
     "wechat": Rule(
         re.compile(
             r"(?:微信号?|[Ww]e[Cc]hat|[Ww]eixin|[VvWw]信|(?<![A-Za-z])(?:VX|vx|WX|wx))(?:[号为是：:\s]|ID){0,4}"
             r"(?<![A-Za-z0-9])([A-Za-z][A-Za-z0-9_-]{5,19})(?![A-Za-z0-9])"
         ),
         "[微信号]",
-        markers=_WECHAT_MARKERS,
+        ("LL", "LD", "LP"),
+        ("微信", "eChat", "echat", "eixin", "V信", "v信", "W信", "w信", "VX", "vx", "WX", "wx"),
     ),
-    "qq": Rule(re.compile(r"(?:(?<![A-Za-z])[Qq]{2}|扣扣|企鹅号)[群号码为是：:\s]{0,5}([1-9][0-9]{4,10})(?![0-9])"), "[QQ号]", markers=("QQ", "qq", "Qq", "qQ", "扣扣", "企鹅号")),
+    "qq": Rule(
+        re.compile(r"(?:(?<![A-Za-z])[Qq]{2}|扣扣|企鹅号)[群号码为是：:\s]{0,5}([1-9][0-9]{4,10})(?![0-9])"),
+        "[QQ号]",
+        ("DDDDD",),
+        ("QQ", "qq", "Qq", "qQ", "扣扣", "企鹅号"),
+    ),
     "name": Rule(
         re.compile(
             r"(?:姓\s?名|患者姓名|病人姓名|(?:患者|病人|患儿|(?:主治|主管|经治|责任)?医[生师]|护士|联系人))\s?[：:]\s?"
             rf"({_NAME})(?![\u4e00-\u9fff])"
         ),
         "[姓名]",
-        markers=("：", ":"),
+        ("HPH", "HPS", "HSP"),
+        ("：", ":"),
     ),
 }
 DEFAULT_RULES = tuple(name for name in RULES if name != "name")
-_DIGITS = re.compile(r"[0-9]{7}|[0-9]{3}[-－—– )）]\s?[0-9]{3}|[0-9]\.[0-9]{1,3}\.[0-9]")
+_CLASS = {"S": SPACE, "H": HAN, "L": LETTER, "D": DIGIT, "P": PUNCTUATION, "Y": SYMBOL}
+_SHAPES = {name: tuple(bytes(_CLASS[c] for c in shape) for shape in rule.shapes) for name, rule in RULES.items()}
 
 
 def mask(text: str, names: Sequence[str] = DEFAULT_RULES) -> tuple[str, Counter[str]]:
     """The text with personal data replaced by labels, and the number of hits per rule."""
     hits: Counter[str] = Counter()
-    digits = _DIGITS.search(text) is not None
+    kinds = classes(codepoints(text)).tobytes()
     for name in names:
         rule = RULES[name]
-        if (rule.digits and not digits) or (rule.markers and not any(marker in text for marker in rule.markers)):
+        if not any(shape in kinds for shape in _SHAPES[name]) or (rule.markers and not any(marker in text for marker in rule.markers)):
             continue
 
         def replacement(m: re.Match[str], rule: Rule = rule, name: str = name) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from . import filters, pii
+from .characters import codepoints
 from .clean import CleanConfig, cleaner
 from .filters import FilterConfig
 from .fold import key_of
@@ -178,7 +179,7 @@ class Judge:
         return split_text(text, self.rules.max_chars, self.rules.min_chars) if self.rules.split_long and len(text) > self.rules.max_chars else [text]
 
     def _decide(self, item: Item, piece: int, row: Row, text: str, pretrain: bool) -> Outcome:
-        codes = filters.codepoints(text)
+        codes = codepoints(text)
         reason = self._quality(text, codes, pretrain)
         if reason:
             return self._out(item, piece, reason, text)
