@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import DATA, ENVIRONMENT, SopError
+from ..train.model import base_of, is_adapter
 
-ADAPTER_CONFIG = "adapter_config.json"
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -18,17 +17,6 @@ class Opened(NamedTuple):
 
     model: Any
     tokenizer: Any
-
-
-def is_adapter(source: str | Path) -> bool:
-    """True for a folder that holds an adapter instead of a whole model."""
-    return (Path(source) / ADAPTER_CONFIG).is_file()
-
-
-def adapter_base(source: str | Path) -> str | None:
-    """The base model that an adapter folder names; None for a whole model."""
-    path = Path(source) / ADAPTER_CONFIG
-    return json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") if path.is_file() else None
 
 
 def open_model(source: str | Path, *, base: str | Path | None = None, dtype: str = "float32", device: Device = "auto") -> Opened:
@@ -46,7 +34,7 @@ def open_model(source: str | Path, *, base: str | Path | None = None, dtype: str
     if is_adapter(source):
         model, tokenizer = open_adapter(Path(source), base, dtype)
     elif base is not None:
-        raise SopError(f"no {ADAPTER_CONFIG} in this folder", where=str(source), fix="--adapter takes a folder that PEFT training wrote")
+        raise SopError("no adapter_config.json in this folder", where=str(source), fix="--adapter takes a folder that PEFT training wrote")
     else:
         kind = loading.kind_of(source)
         if kind != "causal":
@@ -64,17 +52,13 @@ def open_adapter(folder: Path, base: str | Path | None, dtype: str) -> tuple[Any
     Raises:
         SopError: where the base is missing or the adapter is no safetensors file.
     """
-    import peft
-
-    from ..train.model import load_model, load_tokenizer
+    from ..train.model import load_model, load_tokenizer, put_adapter
 
     if not (folder / "adapter_model.safetensors").is_file():
-        raise SopError("no adapter_model.safetensors in this folder", where=str(folder), fix="adapters must be safetensors; convert .bin files first")
-    source = base or adapter_base(folder)
-    if not source:
-        raise SopError("the adapter does not name its base model", where=str(folder / ADAPTER_CONFIG), fix="give the base with --model, the adapter with --adapter")
+        raise SopError("no adapter_model.safetensors in this folder", where=str(folder), fix="adapters must be safetensors; convert .bin files first", code=DATA)
+    source = base or base_of(folder)
     tokenizer = load_tokenizer(folder if (folder / "tokenizer_config.json").is_file() else source)
-    return peft.PeftModel.from_pretrained(load_model(source, dtype=dtype), str(folder)), tokenizer
+    return put_adapter(load_model(source, dtype=dtype), folder), tokenizer
 
 
 def check_fit(model: Any, tokenizer: Any, where: str) -> None:
@@ -107,7 +91,9 @@ def free_memory() -> None:
 
 def inputs_of(name: str, source: str | Path) -> Iterator[tuple[str, Path]]:
     """The local folders that decide a model's answers: its own, and an adapter's base."""
-    base = adapter_base(source)
-    for label, path in ((f"model {name}", Path(source)), (f"model {name} base", Path(base) if base else None)):
-        if path is not None and path.exists():
-            yield label, path
+    if Path(source).exists():
+        yield f"model {name}", Path(source)
+    if is_adapter(source):
+        base = Path(base_of(source))
+        if base.exists():
+            yield f"model {name} base", base

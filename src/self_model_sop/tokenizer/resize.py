@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from ..artifact import Target, files_below
 from ..errors import DATA, SopError
 from ..stage import Artifact, Run, Stage, stage_main
+from .earlier import TokenizerStage
 from .settings import Json, TokenizerConfig, local
 
 if TYPE_CHECKING:
     from .new_rows import Init, NewRows
 
 EXPANSION = "expansion.json"
-_NOT_TOKENIZER = {"config.json", "generation_config.json", "plan.jsonl", "gates.json"}
+PLAN = "plan.jsonl"
+_NOT_TOKENIZER = {"config.json", "generation_config.json", PLAN, "gates.json"}
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
 _SAMPLE = [{"role": "user", "content": "你好，什么是高血压？"}, {"role": "assistant", "content": "一种慢性病。"}, {"role": "user", "content": "Thanks!"}]
 
@@ -181,7 +183,7 @@ def _values(config: TokenizerConfig, model: Any, base: Any, extended: Any, expan
 
 def plan_path(config: TokenizerConfig) -> Path | None:
     """The plan beside the extended tokenizer, else the select stage's."""
-    return next((p for p in (config.extended_tokenizer / "plan.jsonl", config.below("select").folder / "plan.jsonl") if p.is_file()), None)
+    return next((p for p in (config.extended_tokenizer / PLAN, config.below("selection").folder / PLAN) if p.is_file()), None)
 
 
 def training_text(config: TokenizerConfig, limit: int = 20_000) -> list[str]:
@@ -265,9 +267,18 @@ def _summary(done: Artifact) -> list[str]:
     return [f"{s['rows_before']} -> {s['rows_after']} rows, {s['new_rows']} new ones by {s['init']} ({tied}, {s['params'] / 1e6:.1f} M parameters, {s['dtype']})"]
 
 
-STAGE = Stage(
+def _earlier(config: TokenizerConfig) -> list[Stage[TokenizerConfig]]:
+    """The extended tokenizer is made where there is none, and taken as it is where there is one."""
+    if config.extended_tokenizer.is_dir() and any(p for p in config.extended_tokenizer.iterdir() if not p.name.startswith(".")):
+        return []
+    from . import extend
+
+    return [extend.STAGE]
+
+
+STAGE = TokenizerStage(
     name="tokenizer.resize", version=1, config=TokenizerConfig, output=lambda config: Target(config.extended_model), inputs=_inputs,
-    uses=("base_tokenizer", "base_model", "resize", "huggingface", "seed"), build=build, preflight=_preflight, summary=_summary,
+    uses=("base_tokenizer", "base_model", "resize", "huggingface", "seed"), build=build, preflight=_preflight, summary=_summary, earlier=_earlier,
     plan=lambda config: [f"model {config.model_source()}, tokenizer {config.extended_tokenizer}, new rows by {config.resize.init}"],
     next=lambda config: f"sop train pretrain model_name_or_path={config.extended_model}",
 )  # fmt: skip
