@@ -132,6 +132,7 @@ class Stage(Generic[C]):
         fingerprint = self._fingerprint(settings, inputs)
         spared = artifact.sweep(target, keep=fingerprint)
         if old and not again and old.get("fingerprint") == fingerprint and not artifact.differences(target, old):
+            shutil.rmtree(target.work(fingerprint), ignore_errors=True)  # left by a kill between the manifest and the end
             return Artifact(target, old, skipped=True)
         if old and not overwrite and not (pipeline and old.get("pipeline") == pipeline):
             self._refuse(target, old, fingerprint, settings, inputs)
