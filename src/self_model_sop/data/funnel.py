@@ -6,12 +6,13 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .. import console
-from ..errors import BUG, DATA, SopError
+from ..errors import BUG, SopError
 from .encodings import text_lines
 from .records import dumps, read
 from .rows import Item, Judge, Outcome, Rules, Tally, start_worker, work
@@ -285,6 +286,6 @@ def _judged(rules: Rules, blocks: Iterator[list[Item]], workers: int) -> Iterato
                 yield waiting.popleft().result()
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            if type(error).__name__ == "BrokenProcessPool":
-                raise SopError("a worker process died (out of memory?)", fix="fewer workers: --workers 1", code=DATA) from None
+            if isinstance(error, BrokenProcessPool):
+                raise SopError("a worker process died (killed, or out of memory?)", fix="run again, with fewer workers if memory is short: --workers 1", code=BUG) from None
             raise

@@ -5,6 +5,10 @@ Everything here depends on the row alone, so that rows can be worked on in any n
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -245,9 +249,12 @@ _judge: Judge | None = None
 
 
 def start_worker(rules: Rules) -> None:
-    """Build the judge of a worker process."""
+    """Build the judge of a worker process, which ends with its parent: a killed parent cannot tell it to."""
     global _judge
     _judge = Judge(rules)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (multiprocessing.connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def work(items: Sequence[Item]) -> tuple[list[Outcome], Tally]:
