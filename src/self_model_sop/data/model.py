@@ -270,7 +270,8 @@ def _described(work: Path) -> dict[str, Any]:
     tokenizer, described = load_tokenizer(work), _read_json(work / "config.json")
     return {
         "kind": _kind(work), "architecture": (described.get("architectures") or ["?"])[0], "parameters": parameters, "dtype": ", ".join(sorted(dtypes)),
-        "vocab_size": len(tokenizer), "embedding_rows": described.get("vocab_size"), "tied": described.get("tie_word_embeddings"), "chat_template": bool(tokenizer.chat_template), "load_check": False,
+        "vocab_size": len(tokenizer), "embedding_rows": described.get("vocab_size"), "tied": described.get("tie_word_embeddings"),
+        "chat_template": bool(tokenizer.chat_template), "load_check": False,
     }  # fmt: skip
 
 
