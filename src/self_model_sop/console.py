@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from .redact import redact
 
 T = TypeVar("T")
-_NUMBER = re.compile(r"(?:[-+]?[\d.,]+ ?\S{0,3}|-|)\Z")
+_NUMBER = re.compile(r"(?:[-+]?[\d.,]+ ?\S{0,3}(?: \(\S+\)| / [\d,]+)?|-|)\Z")
 
 
 def is_main_rank() -> bool:

@@ -120,7 +120,7 @@ class Stage(Generic[C]):
         inputs = self._hash_inputs(config, old)
         if old.get("fingerprint") == self._fingerprint(comparable(config, self.uses), inputs):
             return "; ".join(artifact.differences(target, old)[:5])
-        return "; ".join(self._changed(old, comparable(config, self.uses), inputs)[:5]) or "made differently"
+        return "; ".join(self._changed(old, comparable(config, self.uses), inputs)[:3]) or "made differently"
 
     def _fingerprint(self, settings: dict[str, Any], inputs: Mapping[str, Any]) -> str:
         return fingerprint_of({"stage": self.name, "code": {"stage": self.version}, "config": settings, "inputs": inputs})

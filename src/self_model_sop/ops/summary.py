@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN_ANSWERS = 3
 _ANSWER_CHARS = {"console": 140, "file": 600}
+_MUST_NOT_CHANGE = ("english", "code")
 _LAST_MODELS = ("train.merge", "train.grpo", "train.dpo", "train.sft", "train.pretrain", "tokenizer.resize", "data.model")
 
 
@@ -87,11 +88,11 @@ def tokenizer_table(stats: Mapping[str, Any]) -> Table:
     before, after, reduction = stats["tokens_per_char_before"], stats["tokens_per_char_after"], stats["reduction"]
     rows = [["tokens per character, held-out domain text", f"{before:.3f}", f"{after:.3f}", f"{-reduction:+.1%}"]]
     changed: Mapping[str, int] = stats["changed_regression_lines"]
-    rows.append(["lines of other text that encode differently", "", str(sum(changed.values())), ""])
+    rows.append(["lines of English and of code that encode differently", "", str(sum(changed.get(name, 0) for name in _MUST_NOT_CHANGE)), ""])
     new = stats.get("new_tokens") or {}
-    note = f"{new['count']:,} new tokens, {new['used_on_test']:,} of them used on the held-out text" if new else ""
-    unlike = ", ".join(f"{name} {n}" for name, n in changed.items() if n)
-    return Table("Tokenizer", ["", "before", "after", "change"], rows, "; ".join(x for x in (note, f"changed lines: {unlike}" if unlike else "") if x))
+    notes = [f"{new['count']:,} new tokens, {new['used_on_test']:,} of them used on the held-out text"] if new else []
+    others = ", ".join(f"{name} {n}" for name, n in changed.items() if n and name not in _MUST_NOT_CHANGE)
+    return Table("Tokenizer", ["", "before", "after", "change"], rows, "; ".join([*notes, *([f"lines of other kinds that encode differently: {others}"] if others else [])]))
 
 
 def training_table(pipeline: Pipeline, done: Sequence[Artifact]) -> Iterator[Table]:
@@ -114,11 +115,20 @@ def _number(value: float | None) -> str:
 
 
 def models_table(stats: Mapping[str, Any]) -> Table:
-    """Bits per byte of each model on each text."""
-    from ..eval.table import rows_of
+    """Bits per byte of each model on each text, and of the assistants' answers, each with its change against the first model."""
+    first = next(iter(stats["models"]))
+    texts, sft = list(stats["bits"][first]), stats.get("sft") or {}
+    rows = []
+    for name, info in stats["models"].items():
+        cells = [name, f"{info['parameters'] / 1e6:.1f} M", f"{info['vocabulary']:,}"]
+        cells += [_against(stats["bits"][name][t]["bits_per_byte"], stats["bits"][first][t]["bits_per_byte"]) for t in texts]
+        rows.append([*cells, _against(sft[name]["bits_per_byte"], sft[first]["bits_per_byte"])] if sft else cells)
+    header = ["model", "parameters", "vocabulary", *(f"text: {t}" for t in texts), *(["held-out answers"] if sft else [])]
+    return Table("Models: bits per byte on the same held-out text (lower is better; vocabularies may differ)", header, rows)
 
-    header, rows = rows_of(stats)
-    return Table("Models on the same held-out text (bits per byte: lower is better; comparable across vocabularies)", header, rows)
+
+def _against(value: float, first: float) -> str:
+    return f"{value:.3f}" if value == first else f"{value:.3f} ({value / first - 1:+.1%})"
 
 
 def answers_table(stats: Mapping[str, Any], most: int) -> Iterator[Table]:
@@ -184,7 +194,7 @@ def markdown(pipeline: Pipeline, done: Sequence[Artifact], seconds: float) -> It
     yield f"# {pipeline.name}"
     for table in tables(pipeline, done, _ANSWER_CHARS["file"]):
         yield from ("", f"## {table.title}", "")
-        for cells in (table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows):
+        for cells in (table.header, ["---"] * len(table.header), *table.rows):
             yield "| " + " | ".join(_cell(c) for c in cells) + " |"
         if table.note:
             yield from ("", table.note)
