@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from self_model_sop.data.decontaminate import Choice, Overlap, item_of, overlaps
-from self_model_sop.data.folding import letters
+from self_model_sop.data.decontaminate import Choice, Overlap, item_of, letters, overlaps
 from self_model_sop.data.formats import RowError
 
 EVAL = Path(__file__).resolve().parents[3] / "shared/data/eval"
@@ -27,6 +26,10 @@ def test_thirteen_letters_in_a_row_are_an_overlap_and_twelve_are_not() -> None:
 def test_width_case_spacing_and_punctuation_make_no_difference() -> None:
     item = "The ＷＨＯ recommends: less than 5g of salt per day!"
     assert overlaps(["据报道，the who, recommends LESS THAN ５ｇ of salt per day。"], [item]) == [0]
+
+
+def test_letters() -> None:
+    assert letters("Ｔhe 高血壓，１４０/９０；Été, e\u0301te\u0301! 😀𠀀\ud800\n") == "the高血压14090eteete𠀀"
 
 
 def test_the_first_item_is_named() -> None:

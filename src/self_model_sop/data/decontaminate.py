@@ -1,7 +1,6 @@
-"""Find training texts that contain items of an evaluation set: overlap of character n-grams, folded, option-aware for multiple choice, offline.
+"""Find training texts that contain items of an evaluation set: overlap of n-grams of folded letters, option-aware for multiple choice, offline.
 
-An n-gram overlap (n = 13 as in Brown et al. 2020, there in words, here in folded letters: width, case, traditional or simplified characters, spacing and
-punctuation make no difference) is looked up by hash and then confirmed on the text itself.
+n = 13 as in Brown et al. 2020 (there words, here letters and digits: width, case, traditional or simplified characters, accents, spacing and punctuation make no difference).
 
 * Plain item: a text overlaps it if they share an n-gram. An item shorter than n is found only as a whole text.
 * Multiple choice: a text overlaps it if it shares an n-gram with the question (or contains a shorter question whole) *and* holds one of the options (whole, or
@@ -15,15 +14,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .folding import letters
+from .characters import codepoints, text_of
+from .fold import letters_table
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .characters import Codes
     from .ngrams import Ints
 
-_BLOCK = 1 << 20  # folded characters looked at together
+_BLOCK = 1 << 20  # characters looked at together
 _SHORTEST = 4  # letters of a question that is looked up
 
 
@@ -47,6 +48,26 @@ def item_of(row: Mapping[str, Any]) -> str | Choice:
         question, options, _ = choice_of(dict(row))
         return Choice(question, tuple(options))
     return to_text(dict(row))
+
+
+def overlaps(texts: Iterable[str], eval_texts: Sequence[str | Choice], n: int = 13) -> list[int | None]:
+    """For each text the index of the first evaluation item that it overlaps, or None. Keeps one block of texts in memory."""
+    return list(Overlap(eval_texts, n).find(texts))
+
+
+def letters(text: str) -> str:
+    """The folded letters and digits of a text: what is compared."""
+    return text_of(_fold([text])[0])
+
+
+def _fold(texts: Sequence[str]) -> tuple[Codes, Ints]:
+    """Folded letters of all texts one after the other, and where each begins (and the last one ends), [texts + 1]."""
+    import numpy as np
+
+    folded = letters_table()[codepoints("".join(texts))]
+    kept = np.flatnonzero(folded)
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    return folded[kept], np.concatenate([[0], np.searchsorted(kept, ends)])
 
 
 @dataclass(frozen=True)
@@ -84,14 +105,14 @@ class Overlap:
             raise ValueError(f"decontamination: n must be >= {_SHORTEST}, not {n}")
         self.n = n
         self.items = [_Item(letters(i.question), tuple(map(letters, i.options))) if isinstance(i, Choice) else _Item(letters(i), ()) for i in items]
-        short = [k for k, item in enumerate(self.items) if len(item.text) < n]
+        short = {k: item for k, item in enumerate(self.items) if len(item.text) < n}
         self._whole: dict[str, int] = {}
-        for k in short:
-            if not self.items[k].options and self.items[k].text:
-                self._whole.setdefault(self.items[k].text, k)
-        self._long = _Lookup({k: item.text for k, item in enumerate(self.items) if len(item.text) >= n}, n)
-        questions = {k: self.items[k].text for k in short if self.items[k].options and len(self.items[k].text) >= _SHORTEST}
+        for k, item in short.items():
+            if item.text and not item.options:
+                self._whole.setdefault(item.text, k)
+        questions = {k: item.text for k, item in short.items() if item.options and len(item.text) >= _SHORTEST}
         width = min(map(len, questions.values()), default=_SHORTEST)
+        self._long = _Lookup({k: item.text for k, item in enumerate(self.items) if k not in short}, n)
         self._short = _Lookup({k: text[:width] for k, text in questions.items()}, width)
 
     def find(self, texts: Iterable[str]) -> Iterator[int | None]:
@@ -99,25 +120,32 @@ class Overlap:
         block: list[str] = []
         size = 0
         for text in texts:
-            block.append(letters(text))
-            size += len(block[-1])
+            block.append(text)
+            size += len(text)
             if size >= _BLOCK:
                 yield from self._find(block)
                 block, size = [], 0
         yield from self._find(block)
 
-    def _find(self, folded: list[str]) -> Iterator[int | None]:
-        found: list[int | None] = [self._whole.get(text) for text in folded]
+    def _find(self, texts: list[str]) -> list[int | None]:
+        import numpy as np
+
+        codes, begins = _fold(texts)
+        found: list[int | None] = [None] * len(texts)
+        if self._whole:
+            for i in np.flatnonzero(np.diff(begins) < self.n).tolist():
+                found[i] = self._whole.get(text_of(codes[begins[i] : begins[i + 1]]))
         for lookup in (self._long, self._short):
-            for text, position, item in lookup.hits(folded):
+            for text, position, item in lookup.hits(codes, begins):
                 known = found[text]
-                if (known is None or item < known) and self._confirmed(folded[text], position, self.items[item]):
+                if (known is None or item < known) and self._confirmed(text_of(codes[begins[text] : begins[text + 1]]), position, self.items[item]):
                     found[text] = item
-        yield from found
+        return found
 
     def _confirmed(self, folded: str, position: int, item: _Item) -> bool:
-        part = folded[position : position + self.n] if len(item.text) >= self.n else item.text
-        return part in (item.text if len(item.text) >= self.n else folded) and item.evidence(folded, self.n)
+        """Whether the texts themselves agree with a hit by hash, and there is an option."""
+        shared = folded[position : position + self.n] in item.text if len(item.text) >= self.n else item.text in folded
+        return shared and item.evidence(folded, self.n)
 
 
 class _Lookup:
@@ -129,10 +157,9 @@ class _Lookup:
         from .ngrams import Grams
 
         self.n = n
-        numbers = np.fromiter(items, np.int64, len(items))
         grams = Grams(list(items.values()), n, width=64)
         hashes: NDArray[np.uint64] = np.concatenate([h for _, _, h in grams] or [np.zeros(0, np.uint64)])
-        owner = np.repeat(numbers, grams.counts)
+        owner = np.repeat(np.fromiter(items, np.int64, len(items)), grams.counts)
         order = np.lexsort((owner, hashes))
         self.hashes, self.owner = hashes[order], owner[order]
         self.bits = min(26, max(10, (8 * len(hashes) + 1).bit_length()))
@@ -145,32 +172,23 @@ class _Lookup:
         out: Ints = (hashes >> np.uint64(64 - self.bits)).view(np.int64)
         return out
 
-    def hits(self, texts: list[str]) -> Iterator[tuple[int, int, int]]:
-        """Yield (text, position, item) of n-grams with the same hash, each pair of text and item once, ordered."""
+    def hits(self, codes: Codes, begins: Ints) -> Iterator[tuple[int, int, int]]:
+        """Yield (text, position in it, item) of n-grams with the same hash, each pair of text and item once, ordered."""
         import numpy as np
 
-        from .ngrams import Grams, ranges
+        from .ngrams import first_of_runs, hash_windows, ranges
 
-        chosen = [i for i, text in enumerate(texts) if len(text) >= self.n]
-        if not chosen or not len(self.hashes):
+        if not len(self.hashes) or len(codes) < self.n:
             return
-        grams = Grams([texts[i] for i in chosen], self.n, width=64)
-        for lo, hi, hashes in grams:
-            at = np.flatnonzero(self.table[self._entry(hashes)])
-            begin, end = np.searchsorted(self.hashes, hashes[at], "left"), np.searchsorted(self.hashes, hashes[at], "right")
-            item = self.owner[ranges(begin, end - begin)]
-            at = np.repeat(at, end - begin)
-            count = grams.counts[lo:hi]
-            text = np.repeat(np.arange(lo, hi), count)[at]
-            position = at - (np.cumsum(count) - count)[text - lo]
-            order = np.lexsort((position, item, text))
-            text, position, item = text[order], position[order], item[order]
-            once = np.ones(len(text), bool)
-            once[1:] = (text[1:] != text[:-1]) | (item[1:] != item[:-1])
-            for t, p, i in zip(text[once].tolist(), position[once].tolist(), item[once].tolist(), strict=True):
-                yield chosen[t], p, i
-
-
-def overlaps(texts: Iterable[str], eval_texts: Sequence[str | Choice], n: int = 13) -> list[int | None]:
-    """For each text the index of the first evaluation item that it overlaps, or None. Keeps one block of texts in memory."""
-    return list(Overlap(eval_texts, n).find(texts))
+        hashes = hash_windows(codes, self.n, 64)
+        at = np.flatnonzero(self.table[self._entry(hashes)])
+        text = np.searchsorted(begins, at, "right") - 1
+        inside = at + self.n <= begins[text + 1]
+        at, text = at[inside], text[inside]
+        low, high = np.searchsorted(self.hashes, hashes[at], "left"), np.searchsorted(self.hashes, hashes[at], "right")
+        item = self.owner[ranges(low, high - low)]
+        at, text = np.repeat(at, high - low), np.repeat(text, high - low)
+        order = np.lexsort((at, item, text))
+        at, text, item = at[order], text[order], item[order]
+        once = first_of_runs(text) | first_of_runs(item)
+        yield from zip(text[once].tolist(), (at - begins[text])[once].tolist(), item[once].tolist(), strict=True)

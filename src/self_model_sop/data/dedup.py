@@ -9,22 +9,22 @@ shows it: most texts of a natural corpus); the exact join of the rest (similarit
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .folding import fold, without_spacing
+from .characters import codepoints
+from .fold import key_of
 
 if TYPE_CHECKING:
     from .ngrams import Ints
 
 
 def exact_key(text: str) -> bytes:
-    """What exact deduplication compares: 16 bytes, equal for texts that differ only in width or compatibility form (NFKC), case, spacing, and traditional or
-    simplified characters (where opencc is installed: `folding.simplified`). Punctuation counts: a question mark can turn the meaning.
+    """What exact deduplication compares: 16 bytes, equal for texts that differ only in width, case, compatibility forms, traditional or simplified characters, or spacing.
+
+    Punctuation counts: a question mark can turn the meaning.
     """
-    folded = without_spacing(fold(text))
-    return hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return key_of(codepoints(text))
 
 
 def clusters(kept_by: Ints) -> dict[int, list[int]]:

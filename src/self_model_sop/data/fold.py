@@ -37,6 +37,20 @@ def _table() -> NDArray[np.uint32]:
     return simplified[table]
 
 
+@lru_cache(maxsize=1)
+def letters_table() -> NDArray[np.uint32]:
+    """Like `_table`, with 0 for whatever is no letter or digit too, and accents taken off, [0x110000]: for overlap with evaluation items."""
+    table = _table().copy()
+    for point in [*range(0x10000), *range(0x1D400, 0x1D800)]:
+        base = unicodedata.normalize("NFKD", chr(table[point]))
+        if not base[0].isalnum():
+            table[point] = 0
+        elif not any(c.isalnum() for c in base[1:]):  # marks only
+            table[point] = ord(base[0].casefold()[0])
+    table[0x10000:0x1D400] = table[0x1D800:0x20000] = 0  # emoji and other symbols; beyond lie the rare Han characters
+    return table
+
+
 def key_of(codes: Codes, exact: bytes = b"") -> bytes:
     """16 bytes that are equal for texts with the same folded form (and the same `exact` bytes). `codes`: code points, [chars].
 
