@@ -68,7 +68,7 @@ def build(run: Run[MergeConfig]) -> dict[str, Any]:
             shutil.copyfile(config.adapter / name, run.work / name)
     tokenizer.save_pretrained(run.work)
     answer = _reloaded(run.work, merged, tokenizer, batches, stored, config)
-    note(f"relative difference of the logits: merged to adapter {stats['relative_difference']:.1e}, cast to {stored} {after_cast:.1e}, adapter to base {stats['adapter_effect']:.1e}")
+    note(f"relative difference of logits: merged to adapter {stats['relative_difference']:.1e}, cast to {stored} {after_cast:.1e}, adapter to base {stats['adapter_effect']:.1e}")
     return {**stats, "relative_difference_after_cast": after_cast, "dtype": stored, "parameters": setup.count(merged)["total"], "generation": answer}
 
 
