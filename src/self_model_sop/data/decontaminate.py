@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .characters import Codes
     from .ngrams import Ints
 
-_BLOCK = 1 << 20  # characters looked at together
+_BLOCK = 1 << 18  # characters looked at together
 _SHORTEST = 4  # letters of a question that is looked up
 
 
@@ -162,7 +162,7 @@ class _Lookup:
         owner = np.repeat(np.fromiter(items, np.int64, len(items)), grams.counts)
         order = np.lexsort((owner, hashes))
         self.hashes, self.owner = hashes[order], owner[order]
-        self.bits = min(26, max(10, (8 * len(hashes) + 1).bit_length()))
+        self.bits = min(27, max(10, (32 * len(hashes) + 1).bit_length()))
         self.table = np.zeros(1 << self.bits, bool)  # spares most searches
         self.table[self._entry(self.hashes)] = True
 
