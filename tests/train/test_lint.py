@@ -13,7 +13,7 @@ import pytest
 
 from chat_tokenizers import QWEN, TEMPLATES, for_family, tiny
 from self_model_sop.errors import DATA, SopError
-from self_model_sop.train import lint
+from self_model_sop.train import lint, lint_view
 from self_model_sop.train.lint import check
 from self_model_sop.train.template import Rendered, Renderer, renderer_for
 
@@ -137,7 +137,7 @@ def test_the_command_refuses_an_empty_mask(tmp_path: Path, capsys: pytest.Captur
 
 def test_data_in_a_sample_cannot_break_the_page(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "</pre><script>alert(1)</script>"}, {"role": "assistant", "content": "<b>&amp;"}]}
-    page = lint.html(check(renderer(), [row], samples=1))
+    page = lint_view.html(check(renderer(), [row], samples=1))
     assert "<script" not in page and "&lt;b&gt;&amp;amp;" in page
 
 

@@ -55,7 +55,7 @@ def test_every_turn_of_every_family_is_learned_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_text_begins_with_the_prompt_that_the_model_gets(name: str) -> None:
     made = renderer(name)
-    whole, prompt = made.render(TALK), made.prompt(TALK[:-1], enable_thinking=False)
+    whole, prompt = made.render(TALK), made.prompt(TALK[:-1])
     assert whole.ids[: len(prompt)] == prompt
     assert not any(whole.supervised[i] for i in range(len(prompt) - 1, len(prompt)))
     assert whole.supervised[len(prompt)]
@@ -71,6 +71,9 @@ def test_reasoning_is_learned_with_its_tags_and_an_empty_block_is_context() -> N
     plain = made.render([ASK, SAY])
     assert "<think>\n\n</think>" in plain.text
     assert learned(tokenizer, plain) == SAY["content"] + "<|im_end|>"
+    assert made.text([ASK], add_generation_prompt=True).endswith("assistant\n")
+    assert tokenizer.decode(made.prompt([ASK])).endswith("<think>\n\n</think>\n\n")
+    assert tokenizer.decode(made.prompt([ASK], enable_thinking=True)).endswith("assistant\n")
     inline = made.render([ASK, {"role": "assistant", "content": "<think>\n先想\n</think>\n\n答"}])
     assert learned(tokenizer, inline) == "<think>\n先想\n</think>\n\n答<|im_end|>"
 
@@ -129,6 +132,13 @@ def test_white_space_at_the_border_never_costs_a_word(content: str) -> None:
     found = made.render([ASK, {"role": "assistant", "content": content}])
     assert found.ids == made.encoder.encode(found.text, []).ids
     assert learned(made.tokenizer, found).removesuffix("<|im_end|>").strip() == content.strip()
+
+
+def test_a_name_in_the_head_of_a_turn_is_context() -> None:
+    made = renderer_for(tiny(QWEN, CHATML.replace("m.role + '\n'", "m.role + (' name=' + m.name if m.name else '') + '\n'")))
+    found = made.render([ASK, {**SAY, "name": "小明"}])
+    assert "assistant name=小明\n" in found.text
+    assert learned(made.tokenizer, found) == SAY["content"] + "<|im_end|>"
 
 
 def test_a_text_marker_serves_where_no_control_token_does() -> None:
@@ -264,6 +274,7 @@ def test_a_verified_family_writes_what_the_real_tokenizer_writes(name: str) -> N
         (("<|im_end|>", "<|finetune_right_pad_id|>"), None, "<|finetune_right_pad_id|>"),
         (("<|im_end|>", "<|reserved_special_token_0|>"), "<|im_end|>", "<|reserved_special_token_0|>"),
         (("<|im_end|>", "<pad>"), "<pad>", "<pad>"),
+        (("<|im_end|>", "<|eot_id|>", "<|fim_pad|>"), "<|eot_id|>", "<|fim_pad|>"),
     ],
 )
 def test_padding_is_an_existing_token_and_never_the_end(control: tuple[str, ...], pad: str | None, expected: str) -> None:

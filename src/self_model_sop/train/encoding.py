@@ -186,7 +186,7 @@ def _vocabulary(state: dict[str, Any]) -> set[int]:
 
 
 _END_MARKER = re.compile(r"im_end|eot|eom|end.?of.?(text|turn|sentence|message)|/s>|endofturn|<\|end\|>", re.IGNORECASE)
-_PAD_CANDIDATES = (r"pad", r"finetune", r"reserved|unused|place.?holder|extra_id", r"endoftext|end_of_text", r"unk", r"filename|empty_output|reponame|repo_name")
+_PAD_CANDIDATES = (r"^\W*pad\W*$|pad_id", r"finetune", r"reserved|unused|place.?holder|extra_id", r"pad", r"endoftext", r"unk", r"filename|empty_output|repo_?name")
 
 
 def ensure_pad(tokenizer: Any) -> str:
@@ -198,16 +198,20 @@ def ensure_pad(tokenizer: Any) -> str:
         SopError: where the tokenizer has no token that can serve.
     """
     current = tokenizer.pad_token
-    if current is not None and current != tokenizer.eos_token:
+    if current is not None and not _ends(tokenizer, current):
         return str(current)
     known = [*tokenizer.added_tokens_encoder, *([tokenizer.unk_token] if tokenizer.unk_token else [])]
     for pattern in _PAD_CANDIDATES:
         for text in known:
-            ends = text in (tokenizer.eos_token, tokenizer.bos_token) or (_END_MARKER.search(text) and "endoftext" not in text)
-            if re.search(pattern, text, re.IGNORECASE) and not ends:
+            if re.search(pattern, text, re.IGNORECASE) and not _ends(tokenizer, text):
                 tokenizer.pad_token = text
                 return str(text)
     raise SopError(
         "the tokenizer has no padding token, and no unused token that could be one", where=str(tokenizer.name_or_path),
         fix="add one and resize the embeddings: tokenizer.add_special_tokens({'pad_token': '<|pad|>'})",
     )  # fmt: skip
+
+
+def _ends(tokenizer: Any, text: str) -> bool:
+    """Whether a token begins or ends texts or turns. `<|endoftext|>`, the end of a document, may pad where it is not the end token."""
+    return text in (tokenizer.eos_token, tokenizer.bos_token) or (bool(_END_MARKER.search(text)) and "endoftext" not in text)

@@ -21,9 +21,10 @@ from ..data.formats import RowError, to_messages, tools_of
 from ..errors import SopError
 from ..hub import configure
 from ..stage import Verb, guarded, load_for, parse_arguments
+from . import lint_view
 from .settings import paths
 from .sft import SftConfig
-from .template import Rendered, Renderer, TemplateError
+from .template import Rendered, Renderer, TemplateError, Turn
 
 PREFLIGHT_ROWS = 256
 MAX_CONNECTIVES = 200  # distinct template texts that are listed
@@ -178,7 +179,7 @@ def _prove(report: LintReport, renderer: Renderer, name: str, messages: Sequence
         report.turns += 1
         report.unended += not turn.end_marker
         report.left_out.update(turn.missing)
-        why = _turn_problem(report, _decode(renderer, ids), _decode(renderer, ids[:1]), spoken[turn.message], turn.end_marker)
+        why = _turn_problem(report, _decode(renderer, ids), _decode(renderer, ids[:1]), spoken[turn.message], turn)
         if why:
             _unproven(report, name, f"message {turn.message + 1}: {why}")
             return
@@ -192,12 +193,16 @@ def _wanted(messages: Sequence[Mapping[str, Any]], train_on: str) -> list[int]:
     return [i for i in said if messages[i].get("train") is not False and messages[i].get("weight", 1.0) > 0]
 
 
-def _turn_problem(report: LintReport, learned: str, first: str, message: Mapping[str, Any], marker: str) -> str:
+def _turn_problem(report: LintReport, learned: str, first: str, message: Mapping[str, Any], turn: Turn) -> str:
     """Why the decoded tokens (the first of them: `first`) are not the turn's text and its end marker; "" where they are."""
+    marker = turn.end_marker
     if not learned.endswith(marker):
         return f"ends with {learned[-20:]!r} instead of {marker!r}"
     body, content = learned[: len(learned) - len(marker)], message.get("content") or ""
     plain = not message.get("tool_calls") and not message.get("reasoning_content") and "</think>" not in content
+    if turn.opening and body.startswith(turn.opening):
+        body = body[len(turn.opening) :]
+        _connect(report, turn.opening)
     if plain and any(body == right for right in (content, content.strip(), content.rstrip(), content.lstrip())):
         return ""
     if plain and body.lstrip() in (content.lstrip(), content.strip()) and (content.rstrip().endswith(body.rstrip()) or first.strip()):
@@ -265,69 +270,12 @@ def _remark(report: LintReport, renderer: Renderer) -> None:
         report.notes.append(f"{count:,} rows: {said}")
 
 
-# --- showing ------------------------------------------------------------------------------------------------------------------------------
-
-
 def _sample(renderer: Renderer, name: str, rendered: Rendered, max_length: int | None) -> Sample:
     control, pieces = renderer.encoder.control_ids, []
     marked = [(i, s, i in control) for i, s in zip(rendered.ids[:max_length], rendered.supervised[:max_length], strict=True)]
     for (learned, special), group in groupby(marked, key=lambda item: item[1:]):
         pieces.append((_decode(renderer, [i for i, _, _ in group]), learned, special))
     return Sample(name, tuple(pieces), len(marked), sum(s for _, s, _ in marked))
-
-
-def show(report: LintReport, limit: int = 1500) -> None:
-    """The report and its samples in the terminal: learned text green, the rest dim, control tokens bold."""
-    from rich.text import Text
-
-    screen = console.rich_console()
-    for sample in report.samples:
-        text = Text(f"── {sample.title}: {sample.learned} of {sample.tokens} tokens are learned\n", style="bold")
-        left = limit
-        for piece, learned, special in sample.pieces:
-            text.append(piece[:left], style=("green" if learned else "dim") + (" bold" if special else ""))
-            left -= len(piece)
-            if left <= 0:
-                text.append(" …", style="dim")
-                break
-        screen.print(text)
-    console.say("\n".join(lines(report)))
-
-
-def lines(report: LintReport) -> list[str]:
-    """The counts as lines of text."""
-    share = report.learned / report.tokens if report.tokens else 0
-    dropped = "".join(f", {reason} {count:,}" for reason, count in sorted(report.dropped.items()))
-    out = [
-        f"template: {report.template}",
-        f"rows: {report.total:,} = {report.kept:,} kept + {sum(report.dropped.values()):,} dropped{dropped}",
-        f"tokens: {report.tokens:,}, of which {report.learned:,} are learned ({share:.1%}), in {report.turns:,} turns",
-        f"proof: {report.kept - report.unproven_rows:,} of {report.kept:,} rows decode to the assistant's text and end markers, and nothing else",
-    ]
-    if report.connectives:
-        out.append("template text inside learned turns: " + ", ".join(f"{text!r} x {count:,}" for text, count in report.connectives.most_common(12)))
-    return [*out, *(f"note: {note}" for note in report.notes), *(f"not proven: {why}" for why in report.unproven)]
-
-
-_STYLE = (
-    "body{font:15px/1.6 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}pre{white-space:pre-wrap;border:1px solid #8884;padding:1em;border-radius:6px}"
-    ".y{background:#2c84}.n{color:#8889}.c{font-weight:700;outline:1px solid #8886;border-radius:3px}"
-    "@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}}"
-)
-
-
-def html(report: LintReport) -> str:
-    """The report as one page without any outside resource."""
-    from html import escape
-
-    facts = "".join(f"<li>{escape(line)}</li>" for line in lines(report))
-    shown = []
-    for sample in report.samples:
-        spans = "".join(f'<span class="{"y" if learned else "n"}{" c" if special else ""}">{escape(text)}</span>' for text, learned, special in sample.pieces)
-        shown.append(f"<h2>{escape(sample.title)}: {sample.learned} of {sample.tokens} tokens are learned</h2><pre>{spans}</pre>")
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>What is learned</title><style>{_STYLE}</style>'
-    legend = '<p><span class="y">learned</span> &middot; <span class="n">context</span> &middot; <span class="n c">control token</span></p>'
-    return f"{head}<h1>What is learned</h1><ul>{facts}</ul>{legend}{''.join(shown)}</html>\n"
 
 
 # --- the command --------------------------------------------------------------------------------------------------------------------------
@@ -389,10 +337,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_for(VERB, args.config, settings).config
         configure(config)
         report = lint(config)
-        show(report)
+        lint_view.show(report)
         page = page_of(config)
         page.parent.mkdir(parents=True, exist_ok=True)
-        artifact.write_atomic(page, html(report))
+        artifact.write_atomic(page, lint_view.html(report))
         console.say(f"page: {page}")
         report.require()
         return errors.OK

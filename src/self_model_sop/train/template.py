@@ -10,44 +10,25 @@ Learned of an assistant turn: everything from the end of its prompt (what the te
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from .. import console
 from ..errors import SopError
 from . import families, sandbox
-from .encoding import Encoder, Span, ensure_pad
+from .conversation import FIELDS, REASONING, Drawn, Message, Turn, around, common_prefix, missing_fields, spell_calls, token_weights, track_message, weight_of
+from .encoding import Encoder, ensure_pad
 from .sandbox import TemplateError
 from .tracked import leaf_mark, leaf_number, marks_of, track_tree
 
 __all__ = ["Rendered", "Renderer", "TemplateError", "Turn", "ensure_pad", "renderer_for"]
 
-Message = Mapping[str, Any]
 TrainOn = Literal["all_assistant", "last", "full"]
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 _RUN = re.compile(r"([^\0])\1*", re.DOTALL)
-_FIELDS = ("content", "reasoning_content", "tool_calls", "other")
-_REASONING = ("reasoning_content", "thinking", "reasoning")
 _NO_THINKING: tuple[dict[str, Any], ...] = ({"enable_thinking": False}, {"thinking": False})
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One assistant turn in the text.
-
-    `start:end` are the characters that the model would generate, `end_marker` is the text that ends them ("" where the template writes none), `missing`
-    names fields of the message that the template left out, wholly or in part.
-    """
-
-    message: int
-    start: int
-    end: int
-    end_marker: str
-    weight: float
-    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,18 +52,6 @@ class Rendered:
         return [i if s else -100 for i, s in zip(self.ids, self.supervised, strict=True)]
 
 
-@dataclass
-class _Drawn:
-    """Text and the runs of characters that came from data: (start, end, message, field); message -1 are tools."""
-
-    text: str
-    runs: list[tuple[int, int, int, str]] = field(default_factory=list)
-
-    @property
-    def data(self) -> list[Span]:
-        return [(run[0], run[1]) for run in self.runs]
-
-
 class Renderer:
     """Renders conversations with one tokenizer and one template; made by `renderer_for`.
 
@@ -101,7 +70,7 @@ class Renderer:
         self._variables = dict(tokenizer.special_tokens_map)
         self._prompt_lengths: dict[tuple[str, str, str], int] = {}
         self._call_style: str | None = None
-        self._header, self._ends = self._learn(tuple(stop))
+        self._header, self._ends, self._as_trained = self._learn(tuple(stop))
 
     # --- what others call ----------------------------------------------------------------------------------------------------------------
 
@@ -124,10 +93,10 @@ class Renderer:
         drawn = self._draw(prepared, tools)
         turns = self._turns(drawn, prepared, tools)
         encoded = self.encoder.encode(drawn.text, drawn.data)
-        weights = [1.0] * len(encoded.ids) if self.train_on == "full" else _weights(drawn.text, encoded.starts, encoded.ends, turns)
+        weights = [1.0] * len(encoded.ids) if self.train_on == "full" else token_weights(drawn.text, encoded.starts, encoded.ends, turns)
         return Rendered(drawn.text, encoded.ids, [w > 0 for w in weights], weights, tuple(turns), frozenset(self._remarks(drawn, messages, tools, encoded.spelled)))
 
-    def _remarks(self, drawn: _Drawn, messages: Sequence[Message], tools: Sequence[Any] | None, spelled: bool) -> Iterator[str]:
+    def _remarks(self, drawn: Drawn, messages: Sequence[Message], tools: Sequence[Any] | None, spelled: bool) -> Iterator[str]:
         written = {run[2] for run in drawn.runs}
         if spelled:
             yield "spelled"
@@ -138,8 +107,12 @@ class Renderer:
         yield from (f"{m['role']}_left_out" for i, m in enumerate(messages) if i not in written and m["role"] != "assistant" and m.get("content"))
 
     def prompt(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, **variables: Any) -> list[int]:
-        """Ids of a conversation up to where the model speaks; `variables` go to the template (`enable_thinking=False`)."""
-        drawn = self._draw(self._prepare(messages), tools, add_generation_prompt=True, **variables)
+        """Ids of a conversation up to where the model speaks: what stands before an answer in training.
+
+        `variables` go to the template. For a family that writes an empty thought before answers without reasoning (Qwen3), that thought belongs to the
+        prompt unless `enable_thinking=True` is given.
+        """
+        drawn = self._draw(self._prepare(messages), tools, add_generation_prompt=True, **{**self._as_trained, **variables})
         return self.encoder.encode(drawn.text, drawn.data).ids
 
     def prepared(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -157,19 +130,19 @@ class Renderer:
 
     # --- drawing -------------------------------------------------------------------------------------------------------------------------
 
-    def _draw(self, messages: Sequence[Message], tools: Sequence[Any] | None, **variables: Any) -> _Drawn:
+    def _draw(self, messages: Sequence[Message], tools: Sequence[Any] | None, **variables: Any) -> Drawn:
         values = {"documents": None, "add_generation_prompt": False, **self._variables, **variables}
-        values["messages"] = [_tracked_message(i, message) for i, message in enumerate(messages)]
+        values["messages"] = [track_message(i, message) for i, message in enumerate(messages)]
         values["tools"] = track_tree(list(tools), leaf_mark(1)) if tools else None
         text = sandbox.render(self.template, values)
         marks = marks_of(text)
-        drawn = _Drawn(str.__str__(text))
+        drawn = Drawn(str.__str__(text))
         for match in _RUN.finditer(marks):
             number = leaf_number(match.group(1))
             if number < 0:
                 raise TemplateError("the template mixes the text of several messages in a way that cannot be followed", fix="use a template that writes each message by itself")
-            message, kind = divmod(number - 2, len(_FIELDS)) if number > 1 else (-1, 3)
-            drawn.runs.append((match.start(), match.end(), message, _FIELDS[kind]))
+            message, kind = divmod(number - 2, len(FIELDS)) if number > 1 else (-1, 3)
+            drawn.runs.append((match.start(), match.end(), message, FIELDS[kind]))
         return drawn
 
     def _prepare(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -181,15 +154,15 @@ class Renderer:
             if message.get("role") not in ROLES:
                 raise TemplateError(f"unknown role {message.get('role')!r}", fix=f"roles are {', '.join(sorted(ROLES))}")
             new = {k: v for k, v in message.items() if v is not None and k not in ("train", "weight")}
-            reasoning = next((new[k] for k in _REASONING if k in new), None)
+            reasoning = next((new[k] for k in REASONING if k in new), None)
             if reasoning:
                 new = {**new, "thinking": reasoning, "reasoning_content": reasoning}
             prepared.append(new)
         if any(message.get("tool_calls") for message in prepared):
             style = self._style()
-            prepared = [_styled(message, style) if message.get("tool_calls") else message for message in prepared]
+            prepared = [spell_calls(message, style) if message.get("tool_calls") else message for message in prepared]
         for new, message in zip(prepared, messages, strict=True):
-            new["_weight"] = _weight(message)
+            new["_weight"] = weight_of(message)
         return prepared
 
     def _style(self) -> str:
@@ -200,7 +173,7 @@ class Renderer:
             talk: list[dict[str, Any]] = [{"role": "user", "content": "u"}, calling, {"role": "tool", "content": "r", "name": "probe_name"}]
             for style in ("object", "string", "object_null", "string_null"):
                 try:
-                    drawn = self._draw([m if "tool_calls" not in m else _styled(m, style) for m in talk], None)
+                    drawn = self._draw([m if "tool_calls" not in m else spell_calls(m, style) for m in talk], None)
                 except TemplateError:
                     continue
                 written = "".join(drawn.text[a:b] for a, b, message, _ in drawn.runs if message == 1)
@@ -213,8 +186,8 @@ class Renderer:
 
     # --- what the template writes around an answer ---------------------------------------------------------------------------------------
 
-    def _learn(self, stop: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-        """(what stands before an answer, what may end it), from a question and an answer.
+    def _learn(self, stop: tuple[str, ...]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+        """(what stands before an answer, what may end it, template variables of the prompt that an answer without reasoning follows), from a question and an answer.
 
         Raises:
             SopError: where the template writes no end marker, or loses the answer.
@@ -227,7 +200,7 @@ class Renderer:
         answer = next((run for run in drawn.runs if run[2] == 1), None)
         if answer is None:
             raise SopError("the chat template does not write the assistant's answer", where=self.name, fix="use another template_path")
-        before, after = _around(drawn, drawn.runs.index(answer))
+        before, after = around(drawn, drawn.runs.index(answer))
         asked, prompt = self._draw(talk[:1], None), self._draw(talk[:1], None, add_generation_prompt=True)
         header = prompt.text[len(asked.text) :] if prompt.text.startswith(asked.text) else ""
         if not header and before.endswith(always := prompt.text[prompt.runs[-1][1] :]):  # some templates write the prompt always
@@ -240,7 +213,9 @@ class Renderer:
                 "the chat template writes nothing after an answer, so the model would never learn to stop", where=self.name,
                 fix="set template_path to a template whose assistant turns end (self_model/template/) and template_override: true",
             )  # fmt: skip
-        return header, ends
+        prompts = [(self._draw(talk[:1], None, add_generation_prompt=True, **variables).text, variables) for variables in ({}, *_NO_THINKING)]
+        fitting = [(text, variables) for text, variables in prompts if drawn.text.startswith(text)]
+        return header, ends, max(fitting, key=lambda found: len(found[0]), default=("", {}))[1]
 
     def _first_control(self, literal: str) -> str:
         """`literal` up to and including its first control token; "" where it has none."""
@@ -248,18 +223,19 @@ class Renderer:
         first = min(((end + negative, end) for end, negative in found), default=None)
         return literal[: first[1]].lstrip() if first else ""
 
-    def _turns(self, drawn: _Drawn, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> list[Turn]:
+    def _turns(self, drawn: Drawn, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> list[Turn]:
         """The assistant turns of a drawn conversation."""
         runs, turns = drawn.runs, []
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         for k, run in enumerate(runs):
-            first.setdefault(run[2], k)
-            last[run[2]] = k
+            if run[3] != "other":  # a name in the head of a turn is context
+                first.setdefault(run[2], k)
+                last[run[2]] = k
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            missing = _missing(message, i, runs[first[i] : last[i] + 1] if i in first else [])
+            missing = missing_fields(message, i, runs[first[i] : last[i] + 1] if i in first else [])
             if i not in first:
                 if missing:
                     raise TemplateError(f"the template leaves out message {i + 1} (assistant: {', '.join(missing)})", fix="use a template that writes it")
@@ -269,15 +245,16 @@ class Renderer:
                 raise TemplateError(f"the template weaves message {i + 1} into others", fix="use a template that writes each message by itself")
             start = runs[a][0] - self._opening(drawn, a, messages, tools)
             end, marker = self._ending(drawn, b, messages, tools)
-            turns.append(Turn(i, start, end, marker, float(message["_weight"]), missing))
+            turns.append(Turn(i, start, end, marker, float(message["_weight"]), missing, drawn.text[start : runs[a][0]]))
         if self.train_on == "last" and turns:
             turns = turns[-1:]
         return turns
 
-    def _opening(self, drawn: _Drawn, k: int, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> int:
+    def _opening(self, drawn: Drawn, k: int, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> int:
         """How many characters of template text before run `k` the model itself would write: `<think>`, or the start of a tool call."""
-        before, _ = _around(drawn, k)
-        if self._header and before.endswith(self._header):
+        before, _ = around(drawn, k)
+        named = k > 0 and drawn.runs[k - 1][2] == drawn.runs[k][2]  # a name ends the head of this turn
+        if named or (self._header and before.endswith(self._header)):
             return 0
         index, start = drawn.runs[k][2], drawn.runs[k][0]
         key = (before, drawn.runs[k][3], messages[index - 1]["role"] if index else "")
@@ -285,7 +262,7 @@ class Renderer:
             self._prompt_lengths[key] = self._prompt_gap(drawn, start, index, messages, tools)
         return self._prompt_lengths[key]
 
-    def _prompt_gap(self, drawn: _Drawn, start: int, index: int, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> int:
+    def _prompt_gap(self, drawn: Drawn, start: int, index: int, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> int:
         """Distance from the end of the turn's longest possible prompt (thinking or not) to `start`."""
         best = -1
         for variables in ({}, *_NO_THINKING) if index else ():
@@ -304,9 +281,9 @@ class Renderer:
             raise TemplateError(what, fix="use a template whose text agrees with its prompt")
         return start - at - len(self._header)
 
-    def _ending(self, drawn: _Drawn, k: int, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> tuple[int, str]:
+    def _ending(self, drawn: Drawn, k: int, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> tuple[int, str]:
         """(where the turn of run `k` ends, its end marker): the first end marker that the template writes after it."""
-        _, after = _around(drawn, k)
+        _, after = around(drawn, k)
         at = drawn.runs[k][1]
         found = [(place, -len(text), text) for text in self._ends if (place := after.find(text)) >= 0]
         if found:
@@ -314,7 +291,7 @@ class Renderer:
             space = after[:place]
             return at + place + len(text), space + text if space.isspace() else text
         alone = self._draw(messages[: drawn.runs[k][2] + 1], tools)  # what closes this turn when nothing follows
-        closing = _common_prefix(after, alone.text[alone.runs[-1][1] :])
+        closing = common_prefix(after, alone.text[alone.runs[-1][1] :])
         return at + len(closing.rstrip()), ""
 
 
@@ -362,96 +339,3 @@ def _own_template(tokenizer: Any) -> str | None:
     if isinstance(template, dict):
         template = template.get("default") or next(iter(template.values()), None)
     return template or None
-
-
-# --- pieces -------------------------------------------------------------------------------------------------------------------------------
-
-
-def _tracked_message(index: int, message: Message) -> dict[str, Any]:
-    """A message whose texts know where they came from; `role` stays plain because templates write it into control tokens."""
-    base, out = 2 + index * len(_FIELDS), {}
-    for key, value in message.items():
-        if key in ("role", "_weight"):
-            if key == "role":
-                out[key] = value
-            continue
-        kind = 0 if key == "content" else 1 if key in _REASONING else 2 if key == "tool_calls" else 3
-        out[key] = track_tree(value, leaf_mark(base + kind))
-    return out
-
-
-def _styled(message: Mapping[str, Any], style: str) -> dict[str, Any]:
-    """A message whose tool calls are spelled in one of the ways that templates read."""
-    import json
-
-    calls = []
-    for call in message["tool_calls"]:
-        function = call.get("function", call)
-        arguments = function.get("arguments", {})
-        if style.startswith("object") and isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments)
-            except ValueError:
-                raise TemplateError("the arguments of a tool call are not JSON") from None
-        elif not style.startswith("object") and not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        calls.append({"type": "function", **{k: v for k, v in call.items() if k in ("id", "type")}, "function": {**function, "arguments": arguments}})
-    if style == "text":
-        written = "\n".join(f'{{"name": {json.dumps(c["function"]["name"], ensure_ascii=False)}, "arguments": {c["function"]["arguments"]}}}' for c in calls)
-        content = "\n".join(part for part in (message.get("content"), written) if part)
-        return {**{k: v for k, v in message.items() if k != "tool_calls"}, "content": content}
-    new = {**message, "tool_calls": calls}
-    if style.endswith("_null") and not new.get("content"):
-        new["content"] = None
-    return new
-
-
-def _weight(message: Message) -> float:
-    if message.get("train") is False:
-        return 0.0
-    weight = message.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-        raise TemplateError(f"weight {weight!r} of a message is not a number of at least 0")
-    return float(weight)
-
-
-def _missing(message: Mapping[str, Any], index: int, runs: Sequence[tuple[int, int, int, str]]) -> tuple[str, ...]:
-    """Fields of which the template wrote less than their text without surrounding white space."""
-    written: dict[str, int] = {}
-    for start, end, owner, kind in runs:
-        if owner == index:
-            written[kind] = written.get(kind, 0) + end - start
-    missing = []
-    content, reasoning = message.get("content"), message.get("reasoning_content")
-    if isinstance(content, str) and written.get("content", 0) < len(content.strip()):
-        missing.append("content")
-    if isinstance(reasoning, str) and written.get("reasoning_content", 0) < len(reasoning.strip()):
-        missing.append("reasoning_content")
-    if message.get("tool_calls") and not written.get("tool_calls"):
-        missing.append("tool_calls")
-    return tuple(missing)
-
-
-def _around(drawn: _Drawn, k: int) -> tuple[str, str]:
-    """The template text right before and right after run `k`."""
-    runs = drawn.runs
-    before = drawn.text[runs[k - 1][1] if k else 0 : runs[k][0]]
-    return before, drawn.text[runs[k][1] : runs[k + 1][0] if k + 1 < len(runs) else len(drawn.text)]
-
-
-def _weights(text: str, starts: Sequence[int], ends: Sequence[int], turns: Sequence[Turn]) -> list[float]:
-    """The weight of each token: that of its turn, 0 outside. A token that begins before a turn counts only if it holds more of it than white space."""
-    weights = [0.0] * len(starts)
-    for turn in turns:
-        first, last = bisect_left(starts, turn.start), bisect_left(starts, turn.end)
-        while first and ends[first - 1] > turn.start and text[turn.start : ends[first - 1]].strip():
-            first -= 1
-        weights[first:last] = [turn.weight] * (last - first)
-    return weights
-
-
-def _common_prefix(a: str, b: str) -> str:
-    n = 0
-    while n < min(len(a), len(b)) and a[n] == b[n]:
-        n += 1
-    return a[:n]
