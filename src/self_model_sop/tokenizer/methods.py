@@ -156,6 +156,7 @@ def appended(base: Base, rows: Sequence[Row]) -> Json:
 def write(base: Base, rows: Sequence[Row], out: Path) -> None:
     """Write a complete tokenizer folder: the base's files with the rows appended."""
     data = appended(base, rows)
+    out.mkdir(parents=True, exist_ok=True)
     copy_side_files(base, out, leave=(model.name,) if (model := spm.model_file(base)) and rows else ())
     (out / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     if base.kind in ("sentencepiece_bpe", "unigram"):

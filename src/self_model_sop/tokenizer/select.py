@@ -104,19 +104,24 @@ def lean(base: Base, rows: list[Row], wanted: int, training: Corpus, max_unused:
     """The first `wanted` rows, without the weakest of those families of rows whose root the training text never uses by itself.
 
     A token that only serves to build longer ones is never trained. Its family is the row and everything built from it; those that save
-    least for each row make room for later rows until at most `max_unused` of the rows are unused.
+    least for each row make room for later rows until at most `max_unused` of the rows are unused, or no later rows are left.
     """
     for _ in range(_ROUNDS):
-        head = rows[:wanted]
+        head, spare = rows[:wanted], len(rows) - wanted
         uses = methods.uses(base, head, training)
         unused = [r for r in head if uses[r.id] == 0]
         excess = len(unused) - int(max_unused * wanted)
-        if excess <= 0:
+        if excess <= 0 or spare <= 0:
             break
         saved = dict(zip((r.id for r in head), methods.gains(base, head, training), strict=True))
         families = [family(rows, r) for r in unused]
         families.sort(key=lambda ids: (sum(saved.get(i, 0.0) for i in ids) / len(ids), min(ids)))
-        rows = methods.without(rows, set().union(*families[:excess]), base.next_id)
+        gone: set[int] = set()
+        for ids in families[:excess]:
+            gone |= ids if len(gone | ids) <= spare else set()
+        if not gone:
+            break
+        rows = methods.without(rows, gone, base.next_id)
     return rows[:wanted]
 
 
