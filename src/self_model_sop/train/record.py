@@ -118,10 +118,10 @@ class Record:
 
 
 def _number(value: Any) -> Any:
-    """Six digits are enough, and JSON knows no NaN."""
+    """Nine digits are what fp32 holds, and JSON knows no NaN."""
     if not isinstance(value, float):
         return value
-    return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    return float(f"{value:.9g}") if math.isfinite(value) else str(value)
 
 
 # --- the curves -------------------------------------------------------------------------------------------------------------------------------
