@@ -93,7 +93,7 @@ def _propose_added(base: Base, corpus: Corpus, settings: SelectionConfig, limit:
     atoms = wordpiece.atoms_of(runs)
     characters = {atoms.data(n) for n in range(len(atoms.groups))}
     found = merges.candidates(atoms, characters, 2 * limit, min_freq=settings.min_freq, max_chars=settings.max_token_chars)
-    sources = dict(reversed(terms)) | {s.new.decode(): "corpus" for s in found}
+    sources = {t: s for t, s in terms if s != "lexicon"} | {s.new.decode(): "corpus" for s in found} | {t: s for t, s in terms if s == "lexicon"}
     most = min(settings.max_token_chars, settings.max_base_pieces or settings.max_token_chars)
     allowed = [t for t in sources if 1 < len(t) <= most and HAN_RUN.fullmatch(t)]
     chosen = wordpiece.choose(runs, allowed, limit, settings.min_freq)

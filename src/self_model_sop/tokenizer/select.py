@@ -66,7 +66,8 @@ def choose(base: Base, training: Corpus, held_out: Corpus, settings: SelectionCo
         SopError: where nothing is worth a token.
     """
     limit = settings.new_tokens or settings.max_new_tokens
-    rows = used_enough(base, methods.propose(base, training, settings, limit + limit // 5, terms), training, settings.min_freq)
+    spare = 0 if base.kind == "wordpiece" else limit // 5  # rows to replace others with; where tokens are independent there is nothing to replace
+    rows = used_enough(base, methods.propose(base, training, settings, limit + spare, terms), training, settings.min_freq)
     total = float(methods.counts(base.data, held_out).sum())
     if not rows or not total:
         raise SopError("no candidate is used often enough", fix="lower selection.min_freq, or give more Chinese text (corpus.inputs)", code=DATA)
