@@ -2,7 +2,7 @@
 
     python benchmarks/data/near_duplicates.py --cache DIR --documents 30000 100000 --tools ours rensa_r datasketch
 
-The peers get a virtual environment in the cache folder (wheels from PyPI). Results are merged into benchmarks/data/results.json, and results.md is written from it.
+The peers get virtual environments in the cache folder (wheels from PyPI). Results are merged into benchmarks/data/results.json, and results.md is written from it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ sys.path.insert(0, str(HERE))
 from corpus import ROOT, corpus, jaccard  # noqa: E402
 from tools import TOOLS, N, T  # noqa: E402
 
-PEERS = ["rensa==0.5.0", "gaoya==0.2.2", "datasketch==2.0.0"]
+PEERS = {"peers": ["rensa==0.5.0", "gaoya==0.2.2", "datasketch==2.0.0"], "datatrove": ["datatrove[processing]==0.10.1"]}  # environment -> what it holds
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
-def peers_python(cache: Path) -> str:
-    """The interpreter of an environment that holds the peers."""
-    folder = cache / "peers"
-    if not folder.exists():
-        venv.create(folder, with_pip=True)
-        subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *PEERS], check=True)
-    return str(folder / "bin/python")
+def python_of(tool: str, cache: Path) -> str:
+    """The interpreter that runs a tool: this one for ours, else that of an environment in the cache."""
+    if tool in ("ours", "prototype"):
+        return sys.executable
+    name = tool if tool in PEERS else "peers"
+    if not (cache / name).exists():
+        venv.create(cache / name, with_pip=True)
+        subprocess.run([cache / name / "bin/python", "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *PEERS[name]], check=True)
+    return str(cache / name / "bin/python")
 
 
 def build_corpus(cache: Path, documents: int) -> Path:
@@ -73,13 +75,13 @@ def main() -> None:
     args = parser.parse_args()
     if ROOT in args.cache.resolve().parents:
         raise SystemExit("the cache folder must lie outside the repository")
-    peers = peers_python(args.cache)
+    args.cache.mkdir(parents=True, exist_ok=True)
     for documents in args.documents:
-        measure(args.cache, peers, documents, args.tools, args.repeat)
+        measure(args.cache, documents, args.tools, args.repeat)
     write_table()
 
 
-def measure(cache: Path, peers: str, documents: int, tools: list[str], repeat: int) -> None:
+def measure(cache: Path, documents: int, tools: list[str], repeat: int) -> None:
     path = build_corpus(cache, documents)
     rows = [json.loads(line) for line in path.open(encoding="utf-8")]
     for row in rows[:: max(1, len(rows) // 50)]:
@@ -87,14 +89,13 @@ def measure(cache: Path, peers: str, documents: int, tools: list[str], repeat: i
             assert row["jaccard"] == jaccard(rows[row["of"]]["text"], row["text"])
     truth = cache / f"exact-{documents}.json"
     if "exact" in tools and not truth.exists():
-        run(peers, "exact", path, truth)
+        run(python_of("exact", cache), "exact", path, truth)
     known = json.loads(truth.read_text()) if truth.exists() else None
     results = load_results()
     for tool in tools:
         if tool == "exact":
             continue
-        python = sys.executable if tool in ("ours", "prototype") else peers
-        runs = [run(python, tool, path, cache / f"{tool}.json") for _ in range(repeat)]
+        runs = [run(python_of(tool, cache), tool, path, cache / f"{tool}.json") for _ in range(repeat)]
         best = min(runs, key=lambda r: r["cpu"])
         entry = {"tool": tool, "documents": documents, "megabytes": path.stat().st_size / 1e6, "cpu": best["cpu"], "kernel_cpu": best["tool"], "peak_mb": best["peak_mb"]}
         entry |= scores(rows, set(best["dropped"]), known)

@@ -91,7 +91,11 @@ def test_equals_the_sequential_scan_on_families(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_every_path_of_the_join_equals_the_scan(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny limits, so that blocks, ranges of hashes, long lists, rounds and waves all occur on a small input."""
-    limits = {ngrams: {"_PIECE": 7}, ngram_index: {"_SORTED": 200, "_PIECE": 5, "BATCH_TEXTS": 3}, similarity_join: {"_PAIRS": 9, "_COMPARED": 5, "_CHARACTERS": 50, "_LONG": 3}}
+    limits = {
+        ngrams: {"_PIECE": 7},
+        ngram_index: {"_SORTED": 200, "_COUNTED": 20, "_PIECE": 5, "BATCH_TEXTS": 3},
+        similarity_join: {"_PAIRS": 9, "_COMPARED": 5, "_CHARACTERS": 50, "_LONG": 3},
+    }
     for module, values in limits.items():
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
@@ -188,14 +192,14 @@ def test_repetitive_and_very_long_texts() -> None:
 
 
 def test_memory_per_document_is_bounded() -> None:
-    """Beside the texts themselves: tables and hashes, about 12 bytes a character."""
+    """Beside the texts themselves: tables and hashes, about 10 bytes a character."""
     draw = random.Random(0)
     texts = [random_han(draw, 100) for _ in range(30_000)]
     tracemalloc.start()
     near_duplicates(texts)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak / len(texts) < 2000
+    assert peak / len(texts) < 1300
 
 
 # --- real texts ---------------------------------------------------------------------------------------------------------------------------

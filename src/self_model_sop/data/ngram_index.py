@@ -26,6 +26,7 @@ _HASH = FIELD - 8  # bits of the hash, below 8 bits of rarity
 _SIGNATURE = 256  # bits
 _PIECE = 1 << 14  # pairs looked at together
 _SORTED = 1 << 27  # n-gram hashes sorted at once (512 MiB)
+_COUNTED = 1 << 18  # of these, how many are looked at together
 
 
 def table_bits(total: int) -> int:
@@ -46,18 +47,35 @@ def frequencies(grams: Grams, bits: int) -> NDArray[np.uint8]:
     for low, high in itertools.pairwise(edges):
         values = np.concatenate([_in_range(hashes, low, high) for _, _, hashes in grams])
         values.sort()
-        same = values[1:] == values[:-1]  # a run of k equal values is a run of k - 1 of these
-        begins, ends = same.copy(), same.copy()
-        begins[1:] &= ~same[:-1]
-        ends[:-1] &= ~same[1:]
-        starts = np.flatnonzero(begins)
-        counts = np.minimum(np.flatnonzero(ends) - starts + 2, 255).astype(np.uint8)
-        entry = values[starts] >> np.uint32(32 - bits)
-        del values, same, begins, ends
-        firsts = np.flatnonzero(first_of_runs(entry))
-        if len(firsts):
-            table[entry[firsts]] = np.maximum.reduceat(counts, firsts)
+        for piece in _between_runs(values):
+            _count(piece, table, bits)
     return table
+
+
+def _between_runs(values: NDArray[np.uint32]) -> Iterator[NDArray[np.uint32]]:
+    """Pieces of a sorted array, cut where the value changes."""
+    import numpy as np
+
+    cuts = np.searchsorted(values, values[_COUNTED::_COUNTED])
+    for low, high in itertools.pairwise([0, *cuts.tolist(), len(values)]):
+        yield values[low:high]
+
+
+def _count(values: NDArray[np.uint32], table: NDArray[np.uint8], bits: int) -> None:
+    """Enter the counts of sorted values that occur more than once."""
+    import numpy as np
+
+    same = values[1:] == values[:-1]  # a run of k equal values is a run of k - 1 of these
+    begins, ends = same.copy(), same.copy()
+    begins[1:] &= ~same[:-1]
+    ends[:-1] &= ~same[1:]
+    starts = np.flatnonzero(begins)
+    if not len(starts):
+        return
+    counts = np.minimum(np.flatnonzero(ends) - starts + 2, 255).astype(np.uint8)
+    entry = values[starts] >> np.uint32(32 - bits)
+    firsts = np.flatnonzero(first_of_runs(entry))
+    table[entry[firsts]] = np.maximum(table[entry[firsts]], np.maximum.reduceat(counts, firsts))
 
 
 def _in_range(hashes: NDArray[Any], low: int, high: int) -> NDArray[np.uint32]:
