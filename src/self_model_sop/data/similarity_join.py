@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .ngram_index import BATCH_TEXTS, FIELD, build
+from .ngram_index import BATCH_TEXTS, FIELD, SLACK, build
 from .ngrams import Grams, first_of_runs, ranges
 
 if TYPE_CHECKING:
@@ -107,37 +107,50 @@ class _Join:
                 return
 
     def in_order(self) -> None:
-        """Whatever is left, in the order of the texts: each is compared with the kept ones before it that share a list with it."""
+        """Whatever is left, in the order of the texts: each is compared with the kept ones before it that share a list with it.
+
+        Where the long lists of a text name more pairs than there are texts of a fitting size in such lists, it is paired with those instead.
+        """
         import numpy as np
 
-        starts, length = self.index.lists(self.postings)
         text = self.index.text(self.postings)
+        if not len(text):
+            return
+        starts, length = self.index.lists(self.postings)
         before = np.arange(len(text)) - np.repeat(starts, length)  # predecessors in the list
         long = np.repeat(length >= _LONG, length)
         order = np.argsort(text, kind="stable")
+        first = np.flatnonzero(first_of_runs(text[order]))  # the entries of one text are neighbours in `order`
+        last = np.append(first[1:], len(order))
+        owner = text[order[first]]
         frequent = np.unique(text[long])
-        owner = text[order]
-        first = np.flatnonzero(first_of_runs(owner))  # the entries of one text are neighbours in `order`
-        # pairs that the long lists of each text name, with repeats; where they are more than there are such texts, all those are tried instead
-        named = np.add.reduceat((before * long)[order], first) if len(first) else first
-        rank = np.searchsorted(frequent, owner[first])
-        cost = np.minimum(named, rank) + (np.add.reduceat((before * ~long)[order], first) if len(first) else 0)
-        dense = named > rank
-        entries = np.diff(first, append=len(order))
-        ends = np.cumsum(cost)
+        frequent = frequent[np.argsort(self.index.size[frequent], kind="stable")]
+        named, fitting = np.add.reduceat((before * long)[order], first), self._window(owner, frequent)[1]
+        dense = named > fitting
+        ends = np.cumsum(np.minimum(named, fitting) + np.add.reduceat((before * ~long)[order], first))
         lo = 0
         while lo < len(first):
             hi = max(lo + 1, int(np.searchsorted(ends, (ends[lo - 1] if lo else 0) + _PAIRS, side="right")))
-            entry = order[first[lo] : first[hi - 1] + entries[hi - 1]]
-            entry = entry[~(long[entry] & np.repeat(dense[lo:hi], entries[lo:hi]))]
-            a, b = text[ranges(entry - before[entry], before[entry])], np.repeat(text[entry], before[entry])
-            heavy = owner[first[lo:hi]][dense[lo:hi]]
-            kept = frequent[self.keeper[frequent] < 0]
-            count = np.searchsorted(kept, heavy)
-            a, b = np.concatenate([a, kept[ranges(np.zeros_like(count), count)]]), np.concatenate([b, np.repeat(heavy, count)])
-            alive = self.keeper[a] < 0
-            self._scan(*self._candidates(a[alive], b[alive]))
+            entry = order[first[lo] : last[hi - 1]]
+            entry = entry[~(long[entry] & np.repeat(dense[lo:hi], (last - first)[lo:hi]))]
+            heavy = owner[lo:hi][dense[lo:hi]]
+            frequent = frequent[self.keeper[frequent] < 0]
+            begin, count = self._window(heavy, frequent)
+            a = np.concatenate([text[ranges(entry - before[entry], before[entry])], frequent[ranges(begin, count)]])
+            b = np.concatenate([np.repeat(text[entry], before[entry]), np.repeat(heavy, count)])
+            useful = (a < b) & (self.keeper[a] < 0)
+            self._scan(*self._candidates(a[useful], b[useful]))
             lo = hi
+
+    def _window(self, texts: Ints, by_size: Ints) -> tuple[Ints, Ints]:
+        """(begin, count) of those of `by_size`, texts in the order of their sizes, whose size allows a Jaccard of t with each of `texts`."""
+        import numpy as np
+
+        size, t = self.index.size, self.t * SLACK
+        most = (1 + t) / t * (size - self.index.once)[texts] - size[texts]
+        begin = np.searchsorted(size[by_size], np.ceil(t * size[texts]), "left")
+        end = np.searchsorted(size[by_size], np.floor(np.minimum(most, size[texts] / t) * (1 + 1e-9)), "right")
+        return begin, np.maximum(end - begin, 0)
 
     def _candidates(self, a: Ints, b: Ints) -> tuple[Ints, Ints]:
         """The distinct pairs that no filter excludes, ordered by b, then the likeliest a first."""
