@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import tiny_llama, tiny_qwen
-from tiny_runs import chats, losses, pretrain_settings, run, sft_settings, texts
 
 from self_model_sop.train import pretrain, sft
+from tiny_models import tiny_llama, tiny_qwen
+from tiny_runs import chats, losses, pretrain_settings, run, sft_settings, texts
 
 BOUND = 1e-5
 

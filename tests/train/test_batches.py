@@ -9,17 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_bert, tiny_llama, tiny_qwen
 
 from self_model_sop.train import tokens
 from self_model_sop.train.batches import CausalCollator, MaskedCollator
 from self_model_sop.train.packing import Bins, Blocks, Examples, Item, Ordered, best_fit
 from self_model_sop.train.tokens import Encoded, Segment, TokenSet
+from tiny_models import tiny_bert, tiny_llama, tiny_qwen
 
 
 def _set(folder: Path, lengths: list[int], supervised: bool = True) -> TokenSet:
     draw = np.random.default_rng(0)
-    return tokens.write(folder, (Encoded(draw.integers(5, 400, n).tolist(), supervised, f"f:{i}", "f") for i, n in enumerate(lengths)), {})
+    return tokens.write(folder, (Encoded(draw.integers(5, 400, n).tolist(), float(supervised), f"f:{i}", "f") for i, n in enumerate(lengths)), {})
 
 
 # --- packing ------------------------------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_asking_for_learned_positions_only_gives_the_same_loss_and_gradients(mod
     import transformers
 
     draw = np.random.default_rng(3)
-    made = tokens.write(tmp_path / "s", (Encoded(draw.integers(5, 400, n).tolist(), (draw.random(n) < 0.4).tolist(), "s") for n in (18, 25, 9, 31)), {})
+    made = tokens.write(tmp_path / "s", (Encoded(draw.integers(5, 400, n).tolist(), (draw.random(n) < 0.4).astype(float).tolist(), "s") for n in (18, 25, 9, 31)), {})
     found = []
     for keep in ("none", "mask", "index"):
         model = transformers.AutoModelForCausalLM.from_pretrained(models["llama"])
@@ -127,7 +127,7 @@ def test_asking_for_learned_positions_only_gives_the_same_loss_and_gradients(mod
 
 def test_masked_batches_follow_the_recipe(models: dict[str, Path]) -> None:
     draw = np.random.default_rng(0)
-    items = [Item([i], [Segment(np.concatenate([[2], draw.integers(50, 900, 60), [3]]).astype(np.int32), np.ones(62, bool))]) for i in range(200)]
+    items = [Item([i], [Segment(np.concatenate([[2], draw.integers(50, 900, 60), [3]]).astype(np.int32), np.ones(62, np.float16))]) for i in range(200)]
     torch.manual_seed(0)
     batch = MaskedCollator(0, 4, 1000, frozenset(range(5)))(items)
     chosen = batch["labels"] != -100
@@ -138,3 +138,28 @@ def test_masked_batches_follow_the_recipe(models: dict[str, Path]) -> None:
     masked = float((batch["input_ids"][chosen] == 4).float().mean())
     kept = float((batch["input_ids"][chosen] == original[chosen]).float().mean())
     assert abs(share - 0.15) < 0.01 and abs(masked - 0.8) < 0.03 and abs(kept - 0.1) < 0.03
+
+
+def test_weights_scale_the_loss_of_their_tokens(models: dict[str, Path], tmp_path: Path) -> None:
+    import transformers
+
+    from self_model_sop.train.loop import weighted_loss
+
+    draw = np.random.default_rng(5)
+    weights = [draw.choice([0.0, 1.0, 0.5, 2.0], n).tolist() for n in (12, 20)]
+    made = tokens.write(tmp_path / "w", (Encoded(draw.integers(5, 400, len(w)).tolist(), w, "w") for w in weights), {})
+    assert made.meta["weighted"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(models["llama"]).eval()
+    found = []
+    with torch.no_grad():
+        for layout, keep in (("padded", "none"), ("compact", "mask"), ("flat", "index")):
+            batch = CausalCollator(0, layout, keep, weighted=True)(list(Examples(made)))  # type: ignore[arg-type]
+            inputs = {k: v for k, v in batch.items() if k in ("input_ids", "position_ids", "logits_to_keep")}
+            found.append(float(weighted_loss(model(**inputs, use_cache=False).logits, batch["labels"], batch["weights"], batch.get("shift_labels"), None)))
+        wanted, learned = 0.0, 0
+        for i, weight in enumerate(weights):
+            ids = torch.tensor(made.segment(i).ids.astype(np.int64))
+            logs = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1)
+            wanted -= sum(weight[t] * float(logs[t - 1, ids[t]]) for t in range(1, len(ids)))
+            learned += sum(w > 0 for w in weight[1:])
+    assert all(abs(f - wanted / learned) < 1e-5 for f in found)

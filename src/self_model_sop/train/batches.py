@@ -33,23 +33,24 @@ class CausalCollator:
         pad_id: fills the end of short rows; its labels are ignored.
         layout: `padded` one item a row; `compact` segments best-fitted into rows as wide as the longest; `flat` all in one row (padding-free).
         keep: `none` logits of every position; `index` or `mask`: only of positions that are learned (`index` needs a single row, so `mask` where there are more).
-        multiple_of: rows are padded to a multiple of this.
+        weighted: tokens count differently in the loss; their weights come with the labels.
     """
 
     pad_id: int
     layout: Layout = "padded"
     keep: Literal["none", "index", "mask"] = "none"
-    multiple_of: int = 1
+    weighted: bool = False
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Tensors `input_ids`, `position_ids`, `labels` `[rows, width]` (int64), `examples` `[n]`, `tokens` (a number); with `keep`, labels of the kept positions only."""
+        """Tensors `input_ids`, `position_ids`, `labels` `[rows, width]` (int64), `examples` `[n]`, `tokens` (a number); with `keep`, labels of the kept positions only;
+        with `weighted`, `weights` of the shape of the labels."""
         import torch
 
         rows = self._rows(items)
         width = max(sum(len(s.ids) for s in row) for row in rows)
-        width = -(-width // self.multiple_of) * self.multiple_of
         ids = np.full((len(rows), width), self.pad_id, np.int64)
         labels = np.full((len(rows), width), IGNORE, np.int64)
+        weights = np.zeros((len(rows), width), np.float32)
         positions = np.tile(np.arange(width), (len(rows), 1))
         for r, row in enumerate(rows):
             at = 0
@@ -57,10 +58,13 @@ class CausalCollator:
                 n = len(segment.ids)
                 ids[r, at : at + n] = segment.ids
                 labels[r, at + 1 : at + n] = np.where(segment.supervised[1:], segment.ids[1:], IGNORE)
+                weights[r, at + 1 : at + n] = segment.weights[1:]
                 positions[r, at : at + n] = np.arange(n)
                 at += n
             positions[r, at:] = np.arange(at, width) if len(row) == 1 else np.arange(width - at)
         batch = {"input_ids": torch.from_numpy(ids), "position_ids": torch.from_numpy(positions), "labels": torch.from_numpy(labels)}
+        if self.weighted:
+            batch["weights"] = torch.from_numpy(weights)
         return self._narrowed({**batch, **_facts(items)})
 
     def _rows(self, items: Sequence[Item]) -> list[list[Segment]]:
@@ -83,6 +87,8 @@ class CausalCollator:
         mask = shifted != IGNORE
         batch["logits_to_keep"] = mask[0].nonzero()[:, 0] if rows == 1 else mask
         kept = shifted[mask]
+        if self.weighted:
+            batch["weights"] = torch.nn.functional.pad(batch["weights"][:, 1:], (0, 1))[mask]
         batch["labels"] = batch["shift_labels"] = kept[None] if rows == 1 else kept
         return batch
 

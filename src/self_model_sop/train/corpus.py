@@ -52,13 +52,13 @@ def _rendered(rows: Iterator[records.Record], renderer: Any, meta: dict[str, Any
         if isinstance(found, str):
             meta["dropped"][found] += 1
             continue
-        ids, supervised, cut = found
+        ids, weights, cut = found
         meta["truncated"] += cut
-        yield Encoded(ids, supervised, _source(record), Path(record.file).name)
+        yield Encoded(ids, weights, _source(record), Path(record.file).name)
 
 
-def _render_one(record: records.Record, renderer: Any, max_length: int, overlong: Overlong) -> str | tuple[list[int], list[bool], bool]:
-    """(ids, which are learned, cut?) of one row, or the reason why it is dropped."""
+def _render_one(record: records.Record, renderer: Any, max_length: int, overlong: Overlong) -> str | tuple[list[int], list[float], bool]:
+    """(ids, weight of each in the loss, cut?) of one row, or the reason why it is dropped."""
     if record.row is None:
         return record.error or "malformed"
     try:
@@ -67,17 +67,17 @@ def _render_one(record: records.Record, renderer: Any, max_length: int, overlong
         return error.reason
     except SopError:
         return "template_refuses"
-    ids, supervised = rendered.ids, rendered.supervised
-    if not any(supervised[1:]):
+    ids, weights = rendered.ids, rendered.weights
+    if not any(weights[1:]):
         return "nothing_to_learn"
     cut = len(ids) > max_length
     if cut and overlong == "drop":
         return "too_long"
     if cut:
-        ids, supervised = ids[:max_length], supervised[:max_length]
-        if not any(supervised[1:]):
+        ids, weights = ids[:max_length], weights[:max_length]
+        if not any(weights[1:]):
             return "nothing_to_learn_before_the_cut"
-    return ids, supervised, cut
+    return ids, weights, cut
 
 
 def documents(

@@ -49,7 +49,7 @@ def stats(record: Record, outcome: dict[str, Any], precision: Precision) -> dict
         "train_loss_first": round(curve[0][1], 6) if curve else None, "train_loss_last": round(curve[-1][1], 6) if curve else None, "steps": outcome["steps"],
         "tokens": totals["tokens"], "supervised_tokens": totals["supervised"], "supervised_share": round(totals["supervised"] / max(totals["tokens"], 1), 4),
         "train_seconds": round(totals["seconds"], 2), "tokens_per_s": round(totals["tokens"] / max(totals["seconds"], 1e-9), 1), "peak_memory_mib": peak_mib(),
-        "precision": precision.mode, "precision_reason": precision.reason, "resumed_from": outcome["resumed_from"],
+        "batch": outcome["batch"], "precision": precision.mode, "precision_reason": precision.reason, "resumed_from": outcome["resumed_from"],
     }  # fmt: skip
 
 

@@ -55,13 +55,13 @@ def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
 
     Raises:
         Interrupted: stopped by SIGTERM or SIGINT, with a checkpoint written (exit 143 or 130).
-        SopError: loss not finite (exit 3), out of memory (exit 4).
+        SopError: loss not finite (exit 3).
     """
     root.mkdir(parents=True, exist_ok=True)
     resumed = checkpoint.latest(root, phase.name)
     record.begin(phase.name, resumed.marker if resumed else None)
     trainer = _trainer_class()(phase, _arguments(phase, root, has_eval=phase.evaluate is not None), record, root)
-    with _signals() as stop, _out_of_memory(phase.arguments):
+    with _signals() as stop:
         trainer.add_callback(_flow_class()(trainer, record, root, stop))
         trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
     record.end(trainer.state.global_step, trainer.state.max_steps)
@@ -71,7 +71,8 @@ def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
             f"stopped by {name} after step {trainer.state.global_step} of {trainer.state.max_steps}; its checkpoint is saved",
             code=128 + stop.signal, fix="the same command resumes there",
         )  # fmt: skip
-    return {"steps": trainer.state.global_step, "resumed_from": resumed.step if resumed else None, "best": trainer.state.best_metric}
+    batch = {"per_device": trainer.args.per_device_train_batch_size, "accumulation": trainer.args.gradient_accumulation_steps, "processes": trainer.args.world_size}
+    return {"steps": trainer.state.global_step, "resumed_from": resumed.step if resumed else None, "best": trainer.state.best_metric, "batch": batch}
 
 
 def _arguments(phase: Phase, root: Path, *, has_eval: bool) -> Any:
@@ -142,6 +143,16 @@ def _trainer_class() -> Any:
                 self._not_finite(float(loss), examples.tolist())
             return loss
 
+        def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            if "weights" not in inputs:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            weights, labels = inputs.pop("weights"), inputs.pop("labels")
+            shifted = inputs.pop("shift_labels", None)
+            outputs = model(**inputs)
+            loss = weighted_loss(outputs.logits, labels, weights, shifted, num_items_in_batch)
+            loss = loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+            return (loss, outputs) if return_outputs else loss
+
         def _not_finite(self, loss: float, examples: list[int]) -> None:
             names = self.phase.name_of(examples)
             path = self.root.parent / "not_finite.json"
@@ -182,7 +193,8 @@ def supervised_loss(
     with torch.no_grad():
         for start in range(rank * batch_size, len(dataset), batch_size * world):
             batch = collator([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
-            del batch["examples"], batch["tokens"]
+            for key in ("examples", "tokens", "weights"):
+                batch.pop(key, None)
             labels = batch["labels"] if "shift_labels" in batch or "attention_mask" in batch else batch["labels"][:, 1:]
             inputs = {k: v.to(device) for k, v in batch.items()}
             with autocast():
@@ -193,6 +205,24 @@ def supervised_loss(
         sums = sums.to(device if device.type == "cuda" else "cpu")
         dist.all_reduce(sums)
     return float(sums[0] / sums[1]) if sums[1] else float("nan"), int(sums[1])
+
+
+def weighted_loss(logits: Any, labels: Any, weights: Any, shifted: Any, items: Any) -> Any:
+    """Cross-entropy of each learned token times its weight, summed and divided by the number of learned tokens of the whole step (`items`).
+
+    Args:
+        logits: `[rows, width, vocabulary]`, or of the kept positions only.
+        labels: `[rows, width]`, -100 where nothing is learned.
+        weights: shape of the labels.
+        shifted: labels that are shifted already, one for each logit; else labels and weights are shifted here.
+        items: a number; None: the learned tokens of this batch.
+    """
+    import torch
+
+    if shifted is None:
+        labels, weights = (torch.nn.functional.pad(t[:, 1:], (0, 1), value=fill) for t, fill in ((labels, -100), (weights, 0)))
+    each = torch.nn.functional.cross_entropy(logits.float().view(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=-100, reduction="none")
+    return (each * weights.reshape(-1)).sum() / (items if items is not None else (labels != -100).sum())
 
 
 @dataclass
@@ -220,25 +250,6 @@ def _signals() -> Iterator[_Stop]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _out_of_memory(arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Out of memory, on either device, as one error with the cheapest fixes first."""
-    import torch
-
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text or "out of memory" in text):
-            raise
-        batch, steps = int(arguments.get("per_device_train_batch_size", 8)), int(arguments.get("gradient_accumulation_steps", 1))
-        smaller = f"training_args.per_device_train_batch_size={max(batch // 2, 1)} training_args.gradient_accumulation_steps={steps * 2} (the same result)"
-        fixes = [smaller] if batch > 1 else []
-        fixes += ["training_args.gradient_checkpointing=true (about 30 % slower)", "shorter sequences: data.max_length or data.block_size halved"]
-        fixes += ["peft.enabled=true: optimizer states for the adapter only"]
-        raise SopError(f"out of memory: {text.splitlines()[0] if text else 'allocation failed'}", fix="\n       ".join(fixes[:3]), code=errors.ENVIRONMENT) from error
 
 
 @functools.cache

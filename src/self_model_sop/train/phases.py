@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..console import note, warn
+from ..errors import SopError
 from . import adapters, checkpoint
 from .loop import Phase, train
 from .packing import Ordered
@@ -32,7 +33,7 @@ def run_phases(config: PretrainConfig, prepared: Prepared, work: Path, record: R
             warn(f"phase {settings.name}: the vocabulary was not expanded (no {adapters.EXPANSION}), nothing to train; skipped")
             continue
         kept = root / f"phase-{number}-{settings.name}"
-        arguments = {**config.training_args, **_overrides(settings)}
+        arguments = {**config.training_args, **overrides(settings)}
         items = _items(arguments, len(prepared.dataset))
         last = number == len(config.phases) - 1
         wrapped, trainable = _select(prepared, settings)
@@ -53,11 +54,14 @@ def run_phases(config: PretrainConfig, prepared: Prepared, work: Path, record: R
         prepared.model = wrapped.merge_and_unload() if settings.train == "new_rows" else wrapped
         seen += items
         done.append(outcome)
+    if not done:
+        raise SopError("no phase has anything to train", where="phases", fix="expand the vocabulary first, or add a phase with train: all")
     resumed = next((p["resumed_from"] for p in reversed(done) if p["resumed_from"]), None)
-    return {"steps": sum(p["steps"] for p in done), "resumed_from": resumed, "phases": done, "trainable": count(prepared.model)}
+    return {"steps": sum(p["steps"] for p in done), "resumed_from": resumed, "phases": done, "trainable": count(prepared.model), "batch": done[-1]["batch"] if done else None}
 
 
-def _overrides(settings: PhaseSettings) -> dict[str, Any]:
+def overrides(settings: PhaseSettings) -> dict[str, Any]:
+    """The training_args that a phase sets for itself."""
     names = ("max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "lr_scheduler_type")
     return {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
 

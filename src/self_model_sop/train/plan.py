@@ -1,14 +1,181 @@
-"""What a run will take, computed from config.json and file sizes without loading anything."""
+"""What a run will take: parameters, tokens, steps, memory by part, disk, time; from config.json, safetensors headers and file sizes, nothing loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .adapters import PeftSettings
+from ..console import human_seconds
+from . import machine
+from .adapters import PeftSettings, new_rows
+from .preflight import read_json, weight_shapes
 from .settings import TrainConfig
 
+GIB = 1 << 30
+Phase = tuple[str, str, Mapping[str, Any]]  # name, what is trained, its training_args
 
-def lines(config: TrainConfig, *, peft: PeftSettings | None, files: Sequence[Path], length: int) -> list[str]:
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides its memory. Numbers of weights; `layers`, `hidden`, `intermediate`, `heads`, `vocabulary` as in its config."""
+
+    parameters: int
+    embedding: int
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    vocabulary: int
+    bytes_on_disk: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training by part."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    rest: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.rest
+
+
+def shape_of(folder: str | Path) -> Shape | None:
+    """The shape of a local model folder; None for a hub id or an unknown architecture."""
+    config, weights = read_json(folder, "config.json"), weight_shapes(folder)
+    if not config or not weights:
+        return None
+    config = config.get("text_config") or config
+    sizes = {name: _product(shape) for name, (shape, _) in weights.items()}
+    embedding = max((n for name, n in sizes.items() if "embed" in name or "wte" in name), default=0)
+    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
+    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+    if not hidden or not layers:
+        return None
+    return Shape(
+        sum(sizes.values()), embedding, layers, hidden, int(config.get("intermediate_size") or 4 * hidden), int(config.get("num_attention_heads") or config.get("n_head") or 1),
+        int(config.get("vocab_size") or 0), sum(p.stat().st_size for p in Path(folder).glob("*.safetensors")),
+    )  # fmt: skip
+
+
+def _product(shape: Sequence[int]) -> int:
+    out = 1
+    for n in shape:
+        out *= n
+    return out
+
+
+def trainable(shape: Shape, train: str, peft: PeftSettings | None, rows: int, folder: str | Path) -> int:
+    """How many weights get a gradient."""
+    if train == "new_rows":
+        return rows * shape.hidden
+    if train == "embeddings":
+        return shape.embedding
+    if peft is None or not peft.enabled:
+        return shape.parameters
+    wanted = peft.target_modules
+    matrices = {n: s for n, (s, _) in weight_shapes(folder).items() if len(s) == 2 and n.endswith(".weight") and "embed" not in n and "lm_head" not in n}
+    adapted = [s for n, s in matrices.items() if isinstance(wanted, str) or n.removesuffix(".weight").rsplit(".", 1)[-1] in wanted]
+    return sum(peft.lora_r * (s[0] + s[1]) for s in adapted) + (rows * shape.hidden if peft.new_rows != "freeze" else 0)
+
+
+def memory(shape: Shape, learned: int, arguments: Mapping[str, Any], length: int, *, peft: PeftSettings | None, half: bool, share: float = 1.0) -> Memory:
+    """Bytes that a training takes, after Korthikanti et al. (arXiv 2205.05198) with attention that keeps no score matrix.
+
+    Args:
+        shape: the model.
+        learned: weights with a gradient.
+        arguments: training_args.
+        length: tokens of a row, at most.
+        peft: adapter settings; with them, activations of frozen layers' inputs are kept only where an adapter or a later gradient needs them.
+        half: computing in bf16 or fp16 (autocast over fp32 weights).
+        share: part of the positions whose logits are computed.
+    """
+    tokens = int(arguments.get("per_device_train_batch_size", 8)) * length
+    width = 2 if half else 4
+    frozen = learned < shape.parameters / 2
+    per_token = 6 * shape.hidden + (3 if frozen else 4) * shape.intermediate + (4 if frozen else 6) * shape.hidden
+    checkpointed = arguments.get("gradient_checkpointing") or arguments.get("activation_checkpointing")
+    activations = tokens * width * (shape.layers * shape.hidden + per_token if checkpointed else shape.layers * per_token)
+    logits = int(tokens * share * shape.vocabulary * (4 * 2 + (2 if half else 0)))
+    copies = shape.parameters * 2 if half else 0  # autocast keeps a cast copy of each weight during a pass
+    stored = shape.parameters * (1 if peft and peft.qlora else 4)
+    return Memory(stored, learned * 4, learned * 8, activations, logits, copies + (600 << 20))
+
+
+def lines(config: TrainConfig, phases: Sequence[Phase], files: Sequence[Path], *, peft: PeftSettings | None) -> list[str]:
     """The plan in words."""
-    return [f"data: {', '.join(map(str, files))}", f"sequences of {length:,} tokens"]
+    shape = shape_of(config.model_name_or_path)
+    if shape is None:
+        return [f"model: {config.model_name_or_path} is not here yet (or of an unknown shape): no estimate of memory and time"]
+    rows = len(new_rows(config.tokenizer_source, config.model_name_or_path) or ())
+    tokens, (_, length), half = _tokens(files), config.sequence_length, _half(config)
+    out = [f"model: {shape.parameters:,} weights" + (f", {rows:,} new vocabulary rows" if rows else "")]
+    out.append(f"data: {_size(files)}, about {tokens:,} tokens, sequences of at most {length:,}")
+    speed = None if machine.gpus() else machine.training_flops(half=half)
+    largest = 0
+    for name, train, arguments in phases:
+        learned, each, steps = trainable(shape, train, peft, rows, config.model_name_or_path), _tokens_per_step(arguments, length), _steps(arguments, tokens, length)
+        parts = memory(shape, learned, arguments, length, peft=peft, half=half)
+        largest = max(largest, parts.total)
+        work = min(steps * each, round(float(arguments.get("num_train_epochs", 3)) * tokens) if int(arguments.get("max_steps", -1)) < 1 else steps * each)
+        seconds = work * shape.parameters * (4 if learned < shape.parameters / 2 else 6)
+        time_here = f", about {human_seconds(seconds / speed)} on this machine when it is idle" if speed else ""
+        out.append(f"{name}: trains {learned:,} weights ({learned / shape.parameters:.2%}), {steps:,} steps of at most {each:,} tokens{time_here}")
+        out.append("  memory: " + ", ".join(f"{key} {value / GIB:.2f}" for key, value in vars(parts).items()) + f" = {parts.total / GIB:.1f} GiB")
+    return [*out, *_against_machine(config, shape, largest)]
+
+
+def _half(config: TrainConfig) -> bool:
+    """Whether the run will compute in bf16 or fp16 (the same choice as precision.choose, without torch)."""
+    if config.precision != "auto":
+        return config.precision != "fp32"
+    return bool(machine.gpus()) or machine.has_amx()
+
+
+def _against_machine(config: TrainConfig, shape: Shape, need: int) -> Iterator[str]:
+    devices = machine.gpus()
+    have = min((d.memory for d in devices), default=machine.memory_available())
+    what = f"{len(devices)} x {devices[0].name}, {have / GIB:.1f} GiB each" if devices else f"{machine.cores()} CPU cores, {have / GIB:.1f} GiB of memory free"
+    yield f"this machine: {what}" + ("" if need <= have else f" - too little for {need / GIB:.1f} GiB")
+    if need > have:
+        from .attempts import fixes
+
+        yield from (f"  try {fix}" for fix in fixes(config)[:3])
+    folder = config.target().folder
+    while not folder.exists():
+        folder = folder.parent
+    disk = shape.parameters * 4 * 4  # weights and two optimizer moments in a checkpoint, and the result beside it
+    free = shutil.disk_usage(folder).free
+    yield f"disk: at most {disk / GIB:.1f} GiB while training, {free / GIB:.1f} GiB free" + ("" if disk * 1.2 <= free else " - too little")
+
+
+def _tokens_per_step(arguments: Mapping[str, Any], length: int) -> int:
+    return int(arguments.get("per_device_train_batch_size", 8)) * int(arguments.get("gradient_accumulation_steps", 1)) * length
+
+
+def _steps(arguments: Mapping[str, Any], tokens: int, length: int) -> int:
+    if int(arguments.get("max_steps", -1)) > 0:
+        return int(arguments["max_steps"])
+    return max(round(float(arguments.get("num_train_epochs", 3)) * tokens / _tokens_per_step(arguments, length)), 1)
+
+
+def _tokens(files: Sequence[Path]) -> int:
+    """About one token for 3 bytes of text, Chinese or English; a file's JSON frame taken into account by a tenth."""
+    return int(sum(_bytes(f) for f in files) * 0.9 / 3)
+
+
+def _bytes(path: Path) -> int:
+    return sum(p.stat().st_size for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
+
+
+def _size(files: Sequence[Path]) -> str:
+    return f"{sum(_bytes(f) for f in files) / (1 << 20):.1f} MiB in {len(files)} file(s)"

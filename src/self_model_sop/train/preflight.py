@@ -21,7 +21,7 @@ Finding = tuple[str, str, str]
 
 def sft(config: SftConfig) -> list[Finding]:
     """Cross-field rules of fine-tuning."""
-    model = _json(config.model_name_or_path, "config.json")
+    model = read_json(config.model_name_or_path, "config.json")
     found = [*_common(config), *_length("data.max_length", config.data.max_length, model), *_evaluation(config, config.data.eval_file)]
     if config.peft.enabled and not isinstance(config.peft.target_modules, str):
         names = weight_names(config.model_name_or_path)
@@ -38,7 +38,7 @@ def sft(config: SftConfig) -> list[Finding]:
 
 def pretrain(config: PretrainConfig) -> list[Finding]:
     """Cross-field rules of continued pretraining."""
-    model = _json(config.model_name_or_path, "config.json")
+    model = read_json(config.model_name_or_path, "config.json")
     found = [*_common(config), *_length("data.block_size", config.data.block_size, model), *_evaluation(config, config.data.eval_file)]
     masked = any(str(name).endswith(("ForMaskedLM", "ForPreTraining")) for name in (model or {}).get("architectures") or [])
     if model and masked != (config.objective == "mlm") and config.objective != "auto":
@@ -145,7 +145,7 @@ def embedding_rows(folder: str | Path) -> int | None:
 
 def highest_id(folder: str | Path) -> int | None:
     """The highest token id of a local `tokenizer.json`, or None where there is none."""
-    tokenizer = _json(folder, "tokenizer.json")
+    tokenizer = read_json(folder, "tokenizer.json")
     if not tokenizer:
         return None
     vocabulary = tokenizer.get("model", {}).get("vocab", {})
@@ -153,7 +153,8 @@ def highest_id(folder: str | Path) -> int | None:
     return max([*(i for i in ids if isinstance(i, int)), *(t["id"] for t in tokenizer.get("added_tokens", []))], default=None)
 
 
-def _json(folder: str | Path, name: str) -> dict[str, Any] | None:
+def read_json(folder: str | Path, name: str) -> dict[str, Any] | None:
+    """A JSON object in a local folder, or None where it is missing or no object."""
     try:
         loaded = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):

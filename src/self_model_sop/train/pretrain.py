@@ -63,31 +63,42 @@ class PretrainConfig(TrainConfig):
     data: PretrainData = option(factory=PretrainData)
     phases: tuple[PhaseSettings, ...] = option((PhaseSettings(name="full"),), "what is trained, one after the other")
 
+    @property
+    def sequence_length(self) -> tuple[str, int]:
+        return "data.block_size", self.data.block_size
+
 
 def build(run: Run[PretrainConfig]) -> dict[str, Any]:
     """Tokenise, run the phases, and write model, tokenizer and record into the work folder; returns the stats."""
     from . import checkpoint, finish
+    from .attempts import fitting
+
+    done = finish.already(run.work)
+    if done is None:
+        done = fitting(run.config, run.work, lambda config: _train(config, run.work))
+        finish.seal(run.work, done)
+    if not run.config.keep_checkpoints:
+        checkpoint.clear(run.work / "checkpoints", everything=True)
+    return done
+
+
+def _train(config: PretrainConfig, work: Path) -> dict[str, Any]:
+    from . import finish
     from .phases import run_phases
     from .record import Record
     from .textdata import prepare
 
-    done = finish.already(run.work)
-    if done is not None:
-        return done
-    config = run.config
-    prepared = prepare(config, run.work)
-    record = Record(run.work)
-    before = finish.remembered(run.work, "eval_loss_before", prepared.measure)
-    outcome = run_phases(config, prepared, run.work, record)
+    prepared = prepare(config, work)
+    record = Record(work)
+    before = finish.remembered(work, "eval_loss_before", prepared.measure)
+    outcome = run_phases(config, prepared, work, record)
     stats = finish.stats(record, outcome, prepared.precision) | {
         "eval_loss_before": before, "eval_loss_after": prepared.measure(), "objective": prepared.objective, "phases": outcome["phases"], "rows": prepared.rows,
         "trainable": outcome["trainable"],
     }  # fmt: skip
-    finish.save_model(prepared.model, run.work)
-    finish.save_tokenizer(prepared.tokenizer, run.work, None, config.tokenizer_source, config.model_name_or_path)
-    finish.write_record(run.work, "Continued pretraining", stats)
-    finish.seal(run.work, stats)
-    checkpoint.clear(run.work / "checkpoints", everything=not config.keep_checkpoints)
+    finish.save_model(prepared.model, work)
+    finish.save_tokenizer(prepared.tokenizer, work, None, config.tokenizer_source, config.model_name_or_path)
+    finish.write_record(work, "Continued pretraining", stats)
     return stats
 
 
@@ -119,9 +130,11 @@ def _next(config: PretrainConfig) -> str:
 
 def plan(config: PretrainConfig) -> Sequence[str]:
     """What `--dry-run` prints."""
+    from .phases import overrides
     from .plan import lines
 
-    return lines(config, peft=None, files=paths(config.data.train_file), length=config.data.block_size)
+    phases = [(p.name, p.train, {**config.training_args, **overrides(p)}) for p in config.phases]
+    return lines(config, phases, [*paths(config.data.train_file), *paths(config.data.replay_file)], peft=None)
 
 
 STAGE = Stage(

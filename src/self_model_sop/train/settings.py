@@ -30,6 +30,7 @@ class TrainConfig:
     trace_project: str | None = option(None, "project name at the tracker; none: the one in config/trace_config", cosmetic=True)
     deepspeed: Path | None = option(None, "DeepSpeed JSON", flag="--deepspeed", path="input")
     local_rank: int = option(-1, "set by launchers of the old kind; torchrun sets LOCAL_RANK", flag="--local_rank", cosmetic=True)
+    auto_batch: bool = option(False, "out of memory: halve the batch, double the accumulation (same effective batch), say so and go on", cosmetic=True)
     keep_checkpoints: bool = option(False, "leave the last training checkpoints in the output folder", cosmetic=True)
     training_args: dict[str, Any] = option(
         help="arguments of transformers.TrainingArguments; output_dir is where the result goes", factory=dict, check="self_model_sop.train.arguments:check", keys=ROLES
@@ -39,6 +40,11 @@ class TrainConfig:
     @property
     def tokenizer_source(self) -> str:
         return self.tokenizer_name_or_path or self.model_name_or_path
+
+    @property
+    def sequence_length(self) -> tuple[str, int]:
+        """The key that sets how long a training sequence is, and its value in tokens."""
+        raise NotImplementedError
 
     def target(self) -> Target:
         """The artifact folder.

@@ -46,44 +46,54 @@ class SftConfig(TrainConfig):
     peft: PeftSettings = option(factory=PeftSettings)
     early_stopping_patience: int | None = option(None, "stop after so many evaluations without improvement (needs eval_strategy and load_best_model_at_end)")
 
+    @property
+    def sequence_length(self) -> tuple[str, int]:
+        return "data.max_length", self.data.max_length
+
 
 def build(run: Run[SftConfig]) -> dict[str, Any]:
     """Tokenise, train, and write model or adapter, tokenizer and record into the work folder; returns the stats."""
-    from . import checkpoint, corpus, finish
+    from . import checkpoint, finish
+    from .attempts import fitting
+
+    done = finish.already(run.work)
+    if done is None:
+        done = fitting(run.config, run.work, lambda config: _train(config, run.work))
+        finish.seal(run.work, done)
+    if not run.config.keep_checkpoints:
+        checkpoint.clear(run.work / "checkpoints", everything=True)
+    return done
+
+
+def _train(config: SftConfig, work: Path) -> dict[str, Any]:
+    from . import corpus, finish
     from .loop import Phase, supervised_loss, train
     from .packing import Bins, Examples
     from .record import Record
 
-    config = run.config
-    done = finish.already(run.work)
-    if done is not None:
-        return done
-    prepared = prepare(config, run.work)
-    record = Record(run.work)
+    prepared = prepare(config, work)
+    record = Record(work)
     tokens, held_out = prepared.tokens, prepared.held_out
     dataset = Bins(tokens, config.data.max_length) if config.data.packing else Examples(tokens)
     evaluation = Examples(held_out, sorted(range(len(held_out)), key=lambda i: int(held_out.lengths[i]))) if held_out else None
     measure = _measured(prepared, evaluation, int(config.training_args.get("per_device_eval_batch_size", 8)), supervised_loss)
-    before = finish.remembered(run.work, "eval_loss_before", measure)
+    before = finish.remembered(work, "eval_loss_before", measure)
     phase = Phase(
         name="sft", model=prepared.model, dataset=dataset, collator=prepared.collator, arguments=config.training_args, precision=prepared.precision, seed=config.seed,
         learning_rates={"trainable_tokens": config.peft.new_rows_learning_rate} if config.peft.new_rows_learning_rate else None, evaluate=evaluation,
         name_of=tokens.names, reports=prepared.reports, patience=config.early_stopping_patience, deepspeed=config.deepspeed,
     )  # fmt: skip
-    outcome = train(phase, run.work / "checkpoints", record)
+    outcome = train(phase, work / "checkpoints", record)
     after = measure()
     stats = finish.stats(record, outcome, prepared.precision) | {
         "eval_loss_before": before, "eval_loss_after": after, "rows": corpus.counts(tokens.meta), "eval_rows": corpus.counts(held_out.meta) if held_out else None,
         "template": prepared.renderer.name, "adapter": config.peft.enabled, "trainable": prepared.trainable,
     }  # fmt: skip
-    finish.save_model(prepared.model, run.work, stop_ids=prepared.renderer.stop_ids)
-    finish.save_tokenizer(prepared.tokenizer, run.work, prepared.renderer, config.tokenizer_source, config.model_name_or_path)
+    finish.save_model(prepared.model, work, stop_ids=prepared.renderer.stop_ids)
+    finish.save_tokenizer(prepared.tokenizer, work, prepared.renderer, config.tokenizer_source, config.model_name_or_path)
     if config.peft.enabled:
-        finish.name_base(run.work, config.model_name_or_path)
-    finish.write_record(run.work, "Supervised fine-tuning", stats)
-    finish.seal(run.work, stats)
-    if not config.keep_checkpoints:
-        checkpoint.clear(run.work / "checkpoints", everything=True)
+        finish.name_base(work, config.model_name_or_path)
+    finish.write_record(work, "Supervised fine-tuning", stats)
     return stats
 
 
@@ -135,7 +145,7 @@ def prepare(config: SftConfig, work: Path) -> Prepared:
         held_out = corpus.conversations([config.data.eval_file], work / ".tokens" / "eval", renderer, max_samples=config.data.max_eval_samples, **limits)
     model, trainable = load_for_training(config, tokenizer, config.peft, chosen)
     layout: Any = "padded" if config.data.packing else {"padding_free": "flat"}.get(config.data.batching, config.data.batching)
-    collator = CausalCollator(tokenizer.convert_tokens_to_ids(pad), layout, keep_for(model, config.training_args))
+    collator = CausalCollator(tokenizer.convert_tokens_to_ids(pad), layout, keep_for(model, config.training_args), weighted=bool(tokens.meta["weighted"]))
     return Prepared(
         model=model, tokenizer=tokenizer, renderer=renderer, tokens=tokens, held_out=held_out, collator=collator, precision=chosen,
         reports=trace.start(config.trace, config.trace_project, work), trainable=trainable,
@@ -174,7 +184,7 @@ def plan(config: SftConfig) -> Sequence[str]:
     """What `--dry-run` prints."""
     from .plan import lines
 
-    return lines(config, peft=config.peft, files=paths(config.data.train_file), length=config.data.max_length)
+    return lines(config, [("sft", "all", config.training_args)], paths(config.data.train_file), peft=config.peft)
 
 
 STAGE = Stage(

@@ -16,6 +16,7 @@ from ..artifact import write_atomic
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
+Weights = npt.NDArray[np.float16]
 
 
 class Segment(NamedTuple):
@@ -23,18 +24,23 @@ class Segment(NamedTuple):
 
     Args:
         ids: token ids, `[tokens]`.
-        supervised: which of them are learned, `[tokens]`; the first one never is, since nothing before it predicts it.
+        weights: how much each counts in the loss, `[tokens]`, 0 where it is not learned; the first one never is, since nothing before it predicts it.
     """
 
     ids: Ids
-    supervised: Mask
+    weights: Weights
+
+    @property
+    def supervised(self) -> Mask:
+        """Which tokens are learned, `[tokens]`."""
+        return self.weights > 0
 
 
 class Encoded(NamedTuple):
-    """One example on its way to disk; `source` is `file:line`, `group` the name of its source for mixing."""
+    """One example on its way to disk; weights for all tokens or one for each, `source` is `file:line`, `group` the name of its source for mixing."""
 
     ids: Sequence[int]
-    supervised: Sequence[bool] | bool
+    weights: Sequence[float] | float
     source: str
     group: str = ""
 
@@ -45,7 +51,7 @@ class TokenSet:
 
     Args:
         ids: `[tokens]` int32.
-        supervised: `[tokens]` bool.
+        weights: `[tokens]` float16, 0 where a token is not learned.
         offsets: `[examples + 1]` int64, where each example begins.
         sources: `file:line` of each example.
         groups: index into `meta["groups"]` for each example, `[examples]`.
@@ -53,7 +59,7 @@ class TokenSet:
     """
 
     ids: Ids
-    supervised: Mask
+    weights: Weights
     offsets: npt.NDArray[np.int64]
     groups: npt.NDArray[np.int32]
     sources: Path
@@ -71,7 +77,7 @@ class TokenSet:
         """Example `index`, or a part of it."""
         first, last = int(self.offsets[index]), int(self.offsets[index + 1])
         part = slice(first + start, last if stop is None else first + stop)
-        return Segment(self.ids[part], self.supervised[part])
+        return Segment(self.ids[part], self.weights[part])
 
     def names(self, indices: Iterable[int]) -> list[str]:
         """Where examples came from; read from disk, since it is asked for in errors only."""
@@ -84,19 +90,21 @@ def write(folder: Path, examples: Iterable[Encoded], meta: dict[str, Any]) -> To
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     offsets, groups, names = [0], [], dict[str, int]()
-    with (folder / "ids.bin").open("wb") as ids, (folder / "supervised.bin").open("wb") as supervised, (folder / "sources.txt").open("w", encoding="utf-8") as sources:
+    weighted = False
+    with (folder / "ids.bin").open("wb") as ids, (folder / "weights.bin").open("wb") as weights, (folder / "sources.txt").open("w", encoding="utf-8") as sources:
         for item in examples:
             row = np.asarray(item.ids, dtype=np.int32)
-            mask = np.full(len(row), item.supervised) if isinstance(item.supervised, bool) else np.asarray(item.supervised, dtype=np.bool_)
-            mask[:1] = False
+            each = np.full(len(row), item.weights, np.float16) if isinstance(item.weights, (int, float)) else np.asarray(item.weights, dtype=np.float16)
+            each[:1] = 0
+            weighted = weighted or bool(((each != 0) & (each != 1)).any())
             ids.write(row.tobytes())
-            supervised.write(mask.tobytes())
+            weights.write(each.tobytes())
             sources.write(item.source.replace("\n", " ") + "\n")
             offsets.append(offsets[-1] + len(row))
             groups.append(names.setdefault(item.group, len(names)))
     np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
     np.save(folder / "groups.npy", np.asarray(groups, dtype=np.int32))
-    meta |= {"examples": len(groups), "tokens": offsets[-1], "groups": list(names)}
+    meta |= {"examples": len(groups), "tokens": offsets[-1], "groups": list(names), "weighted": weighted}
     write_atomic(folder / "meta.json", json.dumps(meta, ensure_ascii=False))
     opened = read(folder)
     assert opened is not None
@@ -110,5 +118,5 @@ def read(folder: Path) -> TokenSet | None:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     empty = meta["tokens"] == 0  # numpy maps no empty file
     ids: Ids = np.zeros(0, np.int32) if empty else np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
-    supervised: Mask = np.zeros(0, np.bool_) if empty else np.memmap(folder / "supervised.bin", dtype=np.bool_, mode="r")
-    return TokenSet(ids, supervised, np.load(folder / "offsets.npy"), np.load(folder / "groups.npy"), folder / "sources.txt", meta)
+    weights: Weights = np.zeros(0, np.float16) if empty else np.memmap(folder / "weights.bin", dtype=np.float16, mode="r")
+    return TokenSet(ids, weights, np.load(folder / "offsets.npy"), np.load(folder / "groups.npy"), folder / "sources.txt", meta)
