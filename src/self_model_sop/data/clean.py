@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import option
-from ..errors import missing_extra
 from .characters import codepoints, text_of
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class CleanConfig:
     controls: bool = option(True, "remove control, zero-width and direction characters")
     width: bool = option(True, "full-width letters and digits to ASCII, radicals and compatibility ideographs to the common ones; Chinese punctuation and superscripts stay")
     mojibake: bool = option(True, "repair UTF-8 that was once read as Latin-1, where the whole text shows it")
-    simplify: bool = option(False, "traditional to simplified Chinese (opencc, extra zh)")
+    simplify: bool = option(False, "traditional to simplified Chinese (OpenCC)")
 
 
 # --- HTML ---------------------------------------------------------------------------------------------------------------------------------
@@ -219,10 +218,8 @@ def repair_mojibake(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _opencc() -> Any:
-    try:
-        import opencc
-    except ImportError:
-        raise missing_extra("opencc", "zh") from None
+    import opencc
+
     return opencc.OpenCC("t2s")
 
 

