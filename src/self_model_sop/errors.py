@@ -67,14 +67,20 @@ def missing_extra(package: str, extra: str) -> SopError:
     )
 
 
-_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
-def from_os_error(error: OSError, needed: int | None = None) -> SopError:
-    """Translate an operating-system error of a stage into a SopError with the right exit code."""
-    name = str(error.filename or "")
+def from_os_error(error: OSError, needed: int | None = None, folder: str = "") -> SopError:
+    """Translate an operating-system error of a stage into a SopError with the right exit code.
+
+    Args:
+        error: what was raised; a failed write names no file.
+        needed: bytes that the stage wants to write, where it knows.
+        folder: where it was writing, for errors that name no file.
+    """
+    name = str(error.filename or folder)
     if error.errno in _DISK_ERRNOS:
-        folder = os.path.dirname(name) or "."
+        folder = folder or os.path.dirname(name) or "."
         try:
             stat = os.statvfs(folder)
             free = f"{stat.f_bavail * stat.f_frsize / 2**20:.0f} MiB free"

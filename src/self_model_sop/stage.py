@@ -109,7 +109,7 @@ class Stage(Generic[C]):
             with artifact.lock(target):
                 return self._locked(config, target, overwrite or again, pipeline, again)
         except OSError as error:
-            raise errors.from_os_error(error) from error
+            raise errors.from_os_error(error, folder=str(target.folder)) from error
 
     def why(self, config: C) -> str:
         """Why `run` would do something, without touching anything; empty where the artifact is up to date."""
