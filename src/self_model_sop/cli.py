@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -49,7 +50,18 @@ def unknown(words: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the command `sop`."""
+    """Entry point of the command `sop`. A reader that went away (`sop --help | head`) is no error."""
+    try:
+        code = dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush would complain again
+        return 0
+
+
+def dispatch(argv: Sequence[str] | None) -> int:
+    """Find the command and run it; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
