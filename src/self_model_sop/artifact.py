@@ -175,14 +175,6 @@ def content_hash(manifest: Mapping[str, Any]) -> str:
     return sha256_json(sorted([o["path"], o["sha256"]] for o in manifest["outputs"]))
 
 
-def find_manifest(path: Path) -> Path | None:
-    """The manifest that describes a folder, or a single file of a shared folder."""
-    if path.is_dir():
-        return path / "manifest.json" if (path / "manifest.json").is_file() else None
-    candidates = [p for p in path.parent.glob("*.manifest.json") if path.name.startswith(p.name.removesuffix(".manifest.json"))]
-    return max(candidates, key=lambda p: len(p.name), default=None)
-
-
 # --- lock, journal, publish ---------------------------------------------------------------------------------------------------------------
 
 

@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from .. import console, errors
-from ..artifact import Target, differences, files_below, find_manifest, hash_input, read_manifest
+from ..artifact import Target, differences, files_below, hash_input, read_manifest
 from ..errors import SopError
 from ..redact import MASK
 from ..stage import fingerprint_of, guarded
 from ..yaml_source import display
 
 
-@dataclass
+@dataclass(eq=False)
 class Found:
-    """An artifact on disk: its target, its manifest (None: a killed run left it incomplete), and what is wrong with it."""
+    """An artifact on disk: its target, its manifest (None: a killed run left it incomplete), what is wrong with it, and what it was made from."""
 
     target: Target
     manifest: dict[str, Any] | None
     wrong: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
+    sources: list[Found] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def state(self) -> str:
@@ -147,8 +148,7 @@ def verify(folder: Path, *, as_json: bool = False) -> int:
 
 def check(found: Sequence[Found]) -> None:
     """Fill in `wrong` and `stale` of each artifact; those made from a stale or edited one are stale too."""
-    by_manifest = {f.target.manifest.resolve(): f for f in found if f.manifest}
-    sources: dict[int, list[Found]] = {}
+    connect(found)
     for item in found:
         if item.manifest is None:
             item.wrong.append("incomplete: a run was killed here; the same command makes it again")
@@ -157,22 +157,24 @@ def check(found: Sequence[Found]) -> None:
         item.wrong += _unlisted(item)
         if MASK not in json.dumps(item.manifest["config"]) and item.manifest["fingerprint"] != fingerprint_of(item.manifest):
             item.wrong.append("manifest: its fingerprint does not fit its own entries")
-        sources[id(item)] = []
-        for name, entry in item.manifest["inputs"].items():
-            problem, source = _input(name, entry, item)
-            if problem:
-                item.stale.append(problem)
-            if source and source.resolve() in by_manifest and by_manifest[source.resolve()] is not item:
-                sources[id(item)].append(by_manifest[source.resolve()])
+        item.stale += [problem for name, entry in item.manifest["inputs"].items() if (problem := _changed_input(name, entry, item))]
     changed = True
     while changed:  # staleness flows downstream
         changed = False
         for item in found:
-            for upstream in sources.get(id(item), []):
-                line = f"stale: made from {display(upstream.target.folder)}, which is not what it should be"
-                if upstream.state != "ok" and not item.stale and line not in item.stale:
-                    item.stale.append(line)
-                    changed = True
+            bad = next((source for source in item.sources if source.state != "ok"), None)
+            if bad and not item.stale:
+                item.stale.append(f"stale: made from {display(bad.target.folder)}, which is not what it should be")
+                changed = True
+
+
+def connect(found: Sequence[Found]) -> None:
+    """Fill in `sources`: the artifacts whose files are an artifact's inputs."""
+    owners = {item.target.folder.absolute() / o["path"]: item for item in found if item.manifest for o in item.manifest["outputs"]}
+    for item in found:
+        inputs = [_moved(Path(entry["path"]), item) for entry in item.manifest["inputs"].values()] if item.manifest else []
+        files = [f for path in inputs if path.exists() for f in files_below(path)]
+        item.sources = list(dict.fromkeys(owner for f in files if (owner := owners.get(f)) and owner is not item))
 
 
 def _unlisted(item: Found) -> list[str]:
@@ -185,14 +187,11 @@ def _unlisted(item: Found) -> list[str]:
     return [f"{p.relative_to(item.target.folder)}: not in the manifest" for p in extra[:5]]
 
 
-def _input(name: str, entry: dict[str, Any], item: Found) -> tuple[str, Path | None]:
-    """(what is wrong with an input, or nothing; the manifest of the artifact that it lies in)."""
+def _changed_input(name: str, entry: dict[str, Any], item: Found) -> str:
     path = _moved(Path(entry["path"]), item)
     if not path.exists():
-        return f"stale: input {name} is gone: {display(path)}", None
-    now = hash_input(path)
-    source = next((m for p in (path, *path.parents) if (m := find_manifest(p))), None)
-    return (f"stale: input {name} changed since: {display(path)}" if now["sha256"] != entry["sha256"] else ""), source
+        return f"stale: input {name} is gone: {display(path)}"
+    return f"stale: input {name} changed since: {display(path)}" if hash_input(path)["sha256"] != entry["sha256"] else ""
 
 
 def _moved(path: Path, item: Found) -> Path:
