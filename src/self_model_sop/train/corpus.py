@@ -108,9 +108,10 @@ def _encoded(
         encoded = tokenizer([text for text, _, _ in batch], add_special_tokens=not wrap, split_special_tokens=True)["input_ids"]
         for ids, (_, source, group) in zip(encoded, batch, strict=True):
             if wrap:
-                size = (max_length or len(ids) + 2) - 2
+                head, tail = ([i] if i is not None else [] for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))
+                size = (max_length or len(ids) + 2) - len(head) - len(tail)
                 for at in range(0, len(ids), size):
-                    yield Encoded(tokenizer.build_inputs_with_special_tokens(ids[at : at + size]), True, source, group)
+                    yield Encoded([*head, *ids[at : at + size], *tail], True, source, group)
             else:
                 yield Encoded(ids if ids and ids[-1] == end else [*ids, end], True, source, group)
         batch.clear()

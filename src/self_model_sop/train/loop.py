@@ -17,6 +17,7 @@ from ..errors import Interrupted, SopError
 from . import checkpoint
 from .precision import Precision
 from .record import Record
+from .trace import guard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,7 @@ def _trainer_class() -> Any:
             callbacks = [transformers.EarlyStoppingCallback(phase.patience)] if phase.patience else None
             super().__init__(model=phase.model, args=args, data_collator=phase.collator, train_dataset=phase.dataset, eval_dataset=phase.evaluate, callbacks=callbacks)
             self.remove_callback(transformers.PrinterCallback)
+            guard(self.callback_handler.callbacks, phase.reports)
 
         def _get_train_sampler(self, *args: Any) -> Any:
             if self.phase.sequential:

@@ -57,7 +57,8 @@ def build(run: Run[MergeConfig]) -> dict[str, Any]:
     stored = _stored_dtype(model) if config.dtype == "auto" else config.dtype
     batches = _probes(tokenizer, config)
     merged, wanted, stats = _merged(model, batches, config)
-    merged = merged.to(getattr(torch, stored))
+    for parameter in merged.parameters():  # not .to(): buffers such as the rotary frequencies stay fp32, as they will when the model is loaded
+        parameter.data = parameter.data.to(getattr(torch, stored))
     after_cast = _difference(_logits(merged, batches), wanted)
     if after_cast > _CAST_BOUND[stored]:
         what = f"after the cast to {stored} the logits differ by {after_cast:.2g} relative"

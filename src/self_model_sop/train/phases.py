@@ -45,7 +45,7 @@ def run_phases(config: PretrainConfig, prepared: Prepared, work: Path, record: R
             phase = Phase(
                 name=settings.name, model=wrapped, dataset=Ordered(prepared.dataset, config.seed, seen, items), collator=prepared.collator,
                 arguments={**arguments, "num_train_epochs": 1}, precision=prepared.precision, seed=config.seed + number, sequential=True,
-                learning_rates=dict.fromkeys(adapters.embedding_names(prepared.model), settings.embedding_learning_rate) if settings.embedding_learning_rate else None,
+                learning_rates=dict.fromkeys(adapters.embedding_names(prepared.model), settings.embedding_learning_rate) if settings.embedding_learning_rate is not None else None,
                 name_of=prepared.tokens.names, reports=prepared.reports, deepspeed=config.deepspeed,
             )  # fmt: skip
             outcome = {**train(phase, root, record), "name": settings.name, **trainable}

@@ -80,7 +80,7 @@ def _train(config: SftConfig, work: Path) -> dict[str, Any]:
     before = finish.remembered(work, "eval_loss_before", measure)
     phase = Phase(
         name="sft", model=prepared.model, dataset=dataset, collator=prepared.collator, arguments=config.training_args, precision=prepared.precision, seed=config.seed,
-        learning_rates={"trainable_tokens": config.peft.new_rows_learning_rate} if config.peft.new_rows_learning_rate else None, evaluate=evaluation,
+        learning_rates={"trainable_tokens": config.peft.new_rows_learning_rate} if config.peft.new_rows_learning_rate is not None else None, evaluate=evaluation,
         name_of=tokens.names, reports=prepared.reports, patience=config.early_stopping_patience, deepspeed=config.deepspeed,
     )  # fmt: skip
     outcome = train(phase, work / "checkpoints", record)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..config import project_root
 from ..console import note, warn
@@ -29,8 +30,40 @@ def start(trace: Trace, project: str | None, work: Path) -> Sequence[str]:
     try:
         return _STARTERS[trace](name, settings, work)
     except Exception as error:  # a tracker's failure of any kind must never stop a training
-        warn(f"{trace} did not start ({redact(str(error)).splitlines()[0] if str(error) else type(error).__name__}); training goes on, metrics.jsonl has everything")
+        warn(f"{trace} did not start ({_first_line(error)}); training goes on, metrics.jsonl has everything")
         return ()
+
+
+def guard(callbacks: Sequence[Any], reports: Sequence[str]) -> None:
+    """Make the trackers' callbacks unable to raise: the first failure is said, then that tracker is silent for the rest of the run."""
+    from transformers.integrations import integration_utils
+
+    kinds = {integration_utils.INTEGRATION_TO_CALLBACK[name]: name for name in reports}
+    for callback in callbacks:
+        name = kinds.get(type(callback))
+        if name:
+            failed = [False]
+            for event in (e for e in dir(callback) if e.startswith("on_")):
+                setattr(callback, event, _safely(getattr(callback, event), name, failed))
+
+
+def _safely(event: Callable[..., Any], name: str, failed: list[bool]) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if failed[0]:
+            return None
+        try:
+            return event(*args, **kwargs)
+        except Exception as error:  # whatever a tracker raises, the training is worth more
+            failed[0] = True
+            warn(f"{name} failed ({_first_line(error)}) and is left out from here; training goes on, metrics.jsonl has everything")
+            return None
+
+    return called
+
+
+def _first_line(error: Exception) -> str:
+    lines = redact(str(error)).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _online(trace: str, settings: TraceSettings) -> bool:
