@@ -30,8 +30,8 @@ def corpus(number: int = 200, seed: int = 0, weight: float = 1.0) -> Corpus:
 def test_counted_pretokens_are_what_the_base_encodes(base: Base) -> None:
     texts = [*chinese(50), "plain English text & code(x)", "<|im_start|>用户<|im_end|>"]
     units = count_pretokens(base, ((t, 2.0) for t in texts))
-    written = sum(len(base.bare().encode(t, add_special_tokens=False).ids) for t in texts)
-    single = sum(1 for t in texts for e in [base.bare().encode(t, add_special_tokens=False)] for w in set(e.word_ids) if w is not None and e.word_ids.count(w) == 1)
+    written = sum(len(base.tokenizer.encode(t, add_special_tokens=False).ids) for t in texts)
+    single = sum(1 for t in texts for e in [base.tokenizer.encode(t, add_special_tokens=False)] for w in set(e.word_ids) if w is not None and e.word_ids.count(w) == 1)
     assert sum(len(ids) * count for ids, count in units.items()) == 2 * (written - single)
 
 

@@ -94,7 +94,8 @@ class Base:
             return bytes([int(token[3:5], 16)])
         return token.replace("\u2581", " ").encode()
 
-    def bare(self) -> Any:
+    @cached_property
+    def tokenizer(self) -> Any:
         """The `tokenizers` object without post-processor: no token that the text does not hold."""
         return bare(self.data)
 

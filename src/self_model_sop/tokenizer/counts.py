@@ -73,7 +73,7 @@ def split(numbers: np.ndarray, breaks: np.ndarray) -> list[str]:
 
 def count_pretokens(base: Base, texts: Texts) -> Units:
     """Count the pre-tokens of two or more base tokens in their real context."""
-    tokenizer, counted = base.bare(), defaultdict[bytes, float](float)
+    tokenizer, counted = base.tokenizer, defaultdict[bytes, float](float)
     for encodings, weights in _encoded(tokenizer, texts):
         for encoding, weight in zip(encodings, weights, strict=True):
             _count(encoding, weight, counted)

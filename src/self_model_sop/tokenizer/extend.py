@@ -12,9 +12,8 @@ from ..artifact import Target
 from ..errors import DATA, SopError
 from ..stage import Artifact, Run, stage_main
 from . import baseline, corpus, gates, methods, select
-from .base import Base, open_base
+from .base import Base
 from .earlier import TokenizerStage
-from .methods import Corpus
 from .plan import Row, read_plan, write_plan
 from .settings import Json, TokenizerConfig
 
@@ -61,7 +60,7 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     passed = gates.check(pair, [*texts, *gates.without_chinese(texts)])
     report = {"gates": passed, "changed_regression_lines": gates.changed_lines(pair), "llama_cpp_probe": gates.llama_cpp_probe(pair)}
     (run.work / REPORT).write_text(gates.dump(report), encoding="utf-8")
-    return {"method": method, "tokens": len(rows), "base_tokens": base.size, "new_ids": [base.next_id, base.next_id + len(rows)], **report, **reduction(base, run.work, held_out)}
+    return {"method": method, "tokens": len(rows), "base_tokens": base.size, "new_ids": [base.next_id, base.next_id + len(rows)], **report, **reduction(pair, held_out)}
 
 
 def check_plan(base: Base, rows: Sequence[Row]) -> None:
@@ -75,11 +74,11 @@ def check_plan(base: Base, rows: Sequence[Row]) -> None:
         raise SopError(what, where=str(base.folder), fix="run the select stage again (sop tokenizer select --overwrite)", code=DATA)
 
 
-def reduction(base: Base, folder: Path, held_out: Path) -> dict[str, float]:
+def reduction(pair: gates.Pair, held_out: Path) -> dict[str, float]:
     """Tokens per character on the held-out text, before and after."""
     counted = select.held_out_text(held_out)
     chars = sum(len(text) for text, _ in counted.texts())
-    before, after = (float(methods.counts(open_base(f).data, Corpus(counted.texts)).sum()) for f in (base.folder, folder))
+    before, after = (float(methods.tokens(t.backend_tokenizer, counted).sum()) for t in (pair.old, pair.new))
     return {"tokens_per_char_before": round(before / chars, 4), "tokens_per_char_after": round(after / chars, 4), "reduction": round(1 - after / before, 5)}
 
 

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ENVIRONMENT, SopError
 from . import bpe, merges, spm, wordpiece
@@ -97,7 +97,7 @@ def _propose_added(base: Base, corpus: Corpus, settings: SelectionConfig, limit:
     most = min(settings.max_token_chars, settings.max_base_pieces or settings.max_token_chars)
     allowed = [t for t in sources if 1 < len(t) <= most and HAN_RUN.fullmatch(t)]
     chosen = wordpiece.choose(runs, allowed, limit, settings.min_freq)
-    return wordpiece.rows(base, (t for t, _ in chosen), sources)
+    return wordpiece.rows(base, chosen, sources)
 
 
 def _within(rows: list[Row], most: int | None, first: int) -> list[Row]:
@@ -179,8 +179,12 @@ def _write_vocab(base: Base, data: Json, path: Path) -> None:
 
 
 def counts(data: Json, corpus: Corpus) -> np.ndarray:
-    """Weighted uses of every id of a tokenizer in a text, by encoding it; float64 `[highest id + 1]`."""
-    tokenizer = bare(data)
+    """Weighted uses of every id of a parsed tokenizer in a text, by encoding it; float64 `[highest id + 1]`."""
+    return tokens(bare(data), corpus)
+
+
+def tokens(tokenizer: Any, corpus: Corpus) -> np.ndarray:
+    """`counts` for a `tokenizers.Tokenizer`."""
     return tally(tokenizer, corpus.texts(), 1 + max(tokenizer.get_vocab(with_added_tokens=True).values()))
 
 

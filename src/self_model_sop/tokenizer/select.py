@@ -68,7 +68,7 @@ def choose(base: Base, training: Corpus, held_out: Corpus, settings: SelectionCo
     limit = settings.new_tokens or settings.max_new_tokens
     spare = 0 if base.kind == "wordpiece" else limit // 5  # rows to replace others with; where tokens are independent there is nothing to replace
     rows = used_enough(base, methods.propose(base, training, settings, limit + spare, terms), training, settings.min_freq)
-    total = float(methods.counts(base.data, held_out).sum())
+    total = float(methods.tokens(base.tokenizer, held_out).sum())
     if not rows or not total:
         raise SopError("no candidate is used often enough", fix="lower selection.min_freq, or give more Chinese text (corpus.inputs)", code=DATA)
     wanted = settings.new_tokens or stop(methods.gains(base, rows[:limit], held_out), total, settings.min_gain)

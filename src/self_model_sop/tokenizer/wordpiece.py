@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .base import Base, pinned
-from .counts import Texts
+from .counts import Texts, tally
 from .merges import Atoms
 from .plan import Row
 from .script import HAN_RUN
 from .settings import Json
 
-_SHARE = 0.2  # of the candidates above the limit that each round of pruning drops
+_MOST_RUNS = 400_000  # unique runs that the choice is measured on
 
 
 def runs_of(texts: Texts) -> dict[str, float]:
@@ -32,30 +32,59 @@ def atoms_of(runs: Mapping[str, float]) -> Atoms:
     return atoms
 
 
-def choose(runs: Mapping[str, float], terms: Iterable[str], limit: int, min_freq: int) -> list[tuple[str, float]]:
-    """The `limit` terms that save most, with what each saves, best first.
+def choose(runs: Mapping[str, float], terms: Iterable[str], limit: int, min_freq: int) -> list[str]:
+    """The `limit` terms that save most, most valuable first, so that any beginning of the list is a good choice too.
 
-    All candidates compete in one segmentation of the corpus (leftmost, longest: as the library matches added tokens); the weakest fifth goes, and the rest
-    is measured again, until `limit` are left. A term's gain is its uses times (characters - 1).
+    All candidates compete in one segmentation of the corpus (leftmost, longest: as the library matches added tokens). A term's value is what its
+    absence would cost: its uses times the further tokens that its text would then take, in other terms and single characters. The least valuable
+    go, the rest is measured again; the order is that in which they would go.
     """
     kept = dict.fromkeys(t for t in terms if len(t) > 1)
-    while True:
-        uses = used(runs, kept)
-        gain = {t: uses[t] * (len(t) - 1) for t in kept if uses[t] >= min_freq}
-        ranked = sorted(gain, key=lambda t: (-gain[t], t))
-        if len(ranked) <= limit and len(ranked) == len(kept):
-            return [(t, gain[t]) for t in ranked]
-        drop = max(1, int((len(ranked) - limit) * _SHARE) if len(ranked) - limit > 50 else len(ranked) - limit)
-        kept = dict.fromkeys(ranked[: len(ranked) - drop] if len(ranked) > limit else ranked)
+    runs = _frequent(runs)
+    gone: list[str] = []
+    while kept:
+        value = _values(runs, kept, min_freq)
+        ranked = sorted(value, key=lambda t: (-value[t], t))
+        kept = dict.fromkeys(ranked)
+        size = _next_size(len(ranked), limit)
+        if len(ranked) <= limit:
+            gone += ranked[size:][::-1]
+        kept = dict.fromkeys(ranked[:size])
+    return gone[::-1]
 
 
-def used(runs: Mapping[str, float], terms: Mapping[str, object]) -> dict[str, float]:
-    """Uses of each term in the leftmost-longest segmentation."""
-    longest, uses = max(map(len, terms), default=0), defaultdict[str, float](float)
-    for run, count in runs.items():
-        for term in segment(run, terms, longest):
-            uses[term] += count
-    return uses
+def _next_size(size: int, limit: int) -> int:
+    """How many terms the next round keeps: down to the limit in halves of the excess, then a quarter less each time."""
+    if size > limit:
+        return limit + (size - limit) // 2 if size - limit > 50 else limit
+    return size * 3 // 4 if size > 100 else 0
+
+
+def _frequent(runs: Mapping[str, float]) -> dict[str, float]:
+    """The runs that make up most of the text."""
+    return dict(sorted(runs.items(), key=lambda item: (-item[1] * len(item[0]), item[0]))[:_MOST_RUNS])
+
+
+def _values(runs: Mapping[str, float], terms: Mapping[str, object], min_freq: int) -> dict[str, float]:
+    """Uses times further tokens without the term; terms below `min_freq` uses are left out."""
+    longest, uses = max(map(len, terms)), used(runs, terms)
+    out = {}
+    for term in terms:
+        if uses[term] >= min_freq:
+            joined = sum(len(t) - 1 for t in segment(term, terms, min(longest, len(term) - 1)))
+            out[term] = uses[term] * (len(term) - 1 - joined)
+    return out
+
+
+def used(runs: Mapping[str, float], terms: Iterable[str]) -> dict[str, float]:
+    """Uses of each term in the leftmost-longest segmentation, by the library itself."""
+    from tokenizers import AddedToken, Tokenizer, models
+
+    terms = list(dict.fromkeys(terms))
+    tokenizer = Tokenizer(models.WordLevel(vocab={"?": 0}, unk_token="?"))
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in terms])
+    uses = tally(tokenizer, runs.items(), len(terms) + 1)
+    return dict(zip(terms, uses[1:].tolist(), strict=True))
 
 
 def segment(run: str, terms: Mapping[str, object], longest: int) -> Iterator[str]:
@@ -94,7 +123,7 @@ def marginal(runs: Mapping[str, float], terms: Sequence[str]) -> list[float]:
 
 def rows(base: Base, terms: Iterable[str], sources: Mapping[str, str]) -> list[Row]:
     """Terms as plan rows; their pieces are what the base writes them in."""
-    tokenizer, out = base.bare(), list[Row]()
+    tokenizer, out = base.tokenizer, list[Row]()
     taken = {*base.vocab, *base.added.values()}
     for term in terms:
         if term not in taken:
