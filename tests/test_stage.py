@@ -213,7 +213,10 @@ def test_a_bug_is_called_one_and_shows_no_secret(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(MemoryError(), errors.ENVIRONMENT), (OSError(28, "No space left", "x"), errors.DISK), (BrokenPipeError(), errors.OK), (PermissionError(13, "denied", "x"), errors.USAGE)],
+    [
+        (MemoryError(), errors.ENVIRONMENT), (ModuleNotFoundError("no", name="bitsandbytes.nn"), errors.ENVIRONMENT), (OSError(28, "No space left", "x"), errors.DISK),
+        (BrokenPipeError(), errors.OK), (PermissionError(13, "denied", "x"), errors.USAGE), (ModuleNotFoundError("no", name="self_model_sop.gone"), errors.BUG),
+    ],
 )
 def test_errors_of_the_system(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> int:
@@ -224,7 +227,7 @@ def test_errors_of_the_system(error: BaseException, code: int, capsys: pytest.Ca
         assert guarded(work) == code
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert "Traceback" not in capsys.readouterr().err
+    assert ("Traceback" in capsys.readouterr().err) == (code == errors.BUG)
 
 
 def test_flags_and_overrides_in_any_order() -> None:

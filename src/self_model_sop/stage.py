@@ -308,13 +308,24 @@ def guarded(work: Callable[[], int]) -> int:
     except OSError as error:
         console.note(f"error: {errors.from_os_error(error)}")
         return errors.from_os_error(error).code
+    except ModuleNotFoundError as error:
+        name = (error.name or str(error)).partition(".")[0]
+        if name == __package__:
+            return _bug()
+        fix = "install the project with its dependencies (uv sync, or pip install -e .); sop doctor shows what is missing"
+        console.note(f"error: the package {name!r} is not installed\n  fix: {fix}")
+        return errors.ENVIRONMENT
     except MemoryError:
         console.note("error: out of memory\n  fix: smaller batches or blocks, or a machine with more memory")
         return errors.ENVIRONMENT
     except Exception:
-        console.note(redact(traceback.format_exc()))
-        console.note("this is a fault of self-model-sop: please report it with the text above")
-        return errors.BUG
+        return _bug()
+
+
+def _bug() -> int:
+    console.note(redact(traceback.format_exc()))
+    console.note("this is a fault of self-model-sop: please report it with the text above")
+    return errors.BUG
 
 
 def default_config(name: str) -> Path | None:
