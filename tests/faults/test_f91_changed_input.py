@@ -12,7 +12,8 @@ import pytest
 from self_model_sop.errors import DATA, OK
 from self_model_sop.ops import run as ops_run
 from self_model_sop.ops import runs
-from self_model_sop.ops.pipeline import Pipeline, load_pipeline
+from self_model_sop.ops.pipeline import load_pipeline
+from self_model_sop.ops.steps import Pipeline
 
 SAMPLE = Path(__file__).parents[2] / "data_process/sample_data"
 PIPELINE = """\

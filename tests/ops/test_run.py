@@ -12,7 +12,8 @@ from self_model_sop import stages
 from self_model_sop.config import ConfigError
 from self_model_sop.errors import DATA, OK, USAGE, SopError
 from self_model_sop.ops import run as ops_run
-from self_model_sop.ops.pipeline import Pipeline, load_pipeline
+from self_model_sop.ops.pipeline import load_pipeline
+from self_model_sop.ops.steps import Pipeline
 
 PIPELINE = """\
 name: small
@@ -160,6 +161,7 @@ def test_all_problems_at_once_before_anything_runs(project: Path) -> None:
         (("/elsewhere", "/first"), "writes to the same place as 'first'"),
         (("lines: 5", "lines: five"), "lines: expected integer, got \"five\""),
         (("lines: 5", "lines: -5"), "lines: must not be negative"),
+        (("with: {lines", "with: {huggingface.offline: true, lines"), "second: its huggingface settings (source, endpoint, offline, cache_dir) differ from those of 'first'"),
         (("with: {lines", "wiht: {lines"), "unknown key 'wiht'; did you mean 'with'?"),
         (("stages:", "evaluation: {after: [first, frist], texts: {t: raw/head.txt}}\nstages:"), "evaluation.after: no stage 'frist'; did you mean 'first'?"),
     ],

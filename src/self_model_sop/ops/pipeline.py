@@ -6,19 +6,18 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifact import Target
-from ..config import ConfigError, Loaded, Setting, load, parse_override, paths, project_root
+from ..config import ConfigError, Setting, load, parse_override, paths, project_root
 from ..errors import SopError, nearest, suggest
-from ..stage import Stage, load_for, preflight_problems
+from ..stage import Stage, preflight_problems
 from ..stages import STAGES, Entry, by_name
 from ..yaml_source import Loc, Problem, Tree, display, read
+from .steps import Pipeline, Step, mentioned, stage_of
 
 KEYS = ("name", "root", "shared", "evaluation", "stages")
 STAGE_KEYS = ("stage", "config", "with")
@@ -27,44 +26,6 @@ OUTPUT_KEYS = (("output_dir",), ("training_args", "output_dir"))
 COMPARE = "eval.compare"
 _ID = re.compile(r"[a-z][a-z0-9_-]*\Z")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of a pipeline with its validated config; paths of earlier stages are filled in."""
-
-    id: str
-    entry: Entry
-    stage: Stage[Any]
-    path: Path | None
-    settings: tuple[Setting, ...]
-    config: Any
-    target: Target
-
-    def needs(self, folders: Mapping[str, Path]) -> frozenset[str]:
-        """The stages among `folders` whose artifacts this one reads, where they are there."""
-        return _owners((p for p in self.stage.inputs(self.config).values() if p is not None), folders)
-
-    def reload(self) -> Any:
-        """The config once more, now that its inputs exist: paths and the stage's own preflight are checked."""
-        return load_for(self.stage, self.path, self.settings).config
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A checked pipeline."""
-
-    name: str
-    root: Path
-    path: Path
-    steps: tuple[Step, ...]
-
-    def index(self, step: str) -> int:
-        """Position of a step, with a suggestion where there is none."""
-        ids = [s.id for s in self.steps]
-        if step not in ids:
-            raise SopError(f"no stage {step!r} in this pipeline", where=display(self.path), fix=suggest(step, ids, "stages: " + ", ".join(ids)))
-        return ids.index(step)
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
@@ -97,31 +58,6 @@ def resolve(path: Path) -> Path:
             return candidate
     names = [p.stem for p in folder.glob("*.yaml")]
     raise SopError("no such pipeline file", where=str(path), fix=suggest(path.stem, names, "pipelines lie in config/pipeline"))
-
-
-def stage_of(entry: Entry) -> Stage[Any]:
-    """The stage object of a table entry."""
-    found: Stage[Any] = importlib.import_module(entry.module).STAGE
-    return found
-
-
-def mentioned(loaded: Loaded[Any], folders: Mapping[str, Path]) -> frozenset[str]:
-    """The earlier stages in whose folders anything that a config reads lies."""
-    written = {loc for loc, role in paths(type(loaded.config)) if role == "output"}
-
-    def texts(loc: Loc, value: Any) -> Iterator[Path]:
-        for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-            yield from texts((*loc, key), child)
-        if isinstance(value, str) and value.startswith("/") and loc not in written:
-            yield Path(value)
-
-    return _owners(texts((), loaded.tree.data), folders)
-
-
-def _owners(found: Iterable[Path], folders: Mapping[str, Path]) -> frozenset[str]:
-    """The stages in whose folders paths lie; of nested folders the innermost."""
-    owners = (max((len(f.parts), name) for name, f in folders.items() if p.is_relative_to(f)) for p in found if any(p.is_relative_to(f) for f in folders.values()))
-    return frozenset(name for _, name in owners)
 
 
 def _order(problem: Problem) -> tuple[str, int]:
@@ -187,6 +123,7 @@ class _Reader:
                 self.problems.append(Problem(item.origin, f"no stage {first!r} in this pipeline", suggest(first, ids, "stages: " + ", ".join(ids))))
         folders: dict[str, Path] = {}
         targets: dict[str, str] = {}
+        hubs: dict[tuple[Any, ...], str] = {}
         for name, loc, body in entries:
             step = self._step(name, loc, body, folders, ids)
             folders[name] = step.target.folder if step else self.root / name
@@ -194,7 +131,19 @@ class _Reader:
                 self.bad(loc, f"stage {name!r} writes to the same place as {targets[str(step.target)]!r}: {display(step.target.folder)}", "give one of them another output")
             elif step:
                 targets[str(step.target)] = name
+                self._one_hub(step, loc, hubs)
                 yield step
+
+    def _one_hub(self, step: Step, loc: Loc, hubs: dict[tuple[Any, ...], str]) -> None:
+        """The hub's client reads its settings once per process, so the stages of one run share them."""
+        hub = getattr(step.config, "huggingface", None)
+        if hub is None:
+            return
+        key = (hub.source, hub.endpoint, hub.offline, hub.cache_dir)
+        if hubs and key not in hubs:
+            what = f"{step.id}: its huggingface settings (source, endpoint, offline, cache_dir) differ from those of {next(iter(hubs.values()))!r}"
+            self.bad(loc, what, "set them once, in config/model_config/config.yaml, or run the stages by hand")
+        hubs.setdefault(key, step.id)
 
     def _check_head(self) -> None:
         for key in ("name", "root"):

@@ -18,7 +18,7 @@ from ..stage import Artifact, guarded
 from ..yaml_source import display
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline, Step
+    from .steps import Pipeline, Step
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,6 +77,8 @@ def run(pipeline: Pipeline, *, first: int | None = None, overwrite: bool = False
     from .summary import conclude
 
     started, done = time.perf_counter(), []
+    for step in pipeline.steps:
+        configure(step.config)  # before any stage imports a hub library
     for n, step in enumerate(pipeline.steps, 1):
         done.append(_run_step(pipeline, n, step, again=first is not None and n > first, overwrite=overwrite))
         gc.collect()  # a trained model of the last stage must not stay beside the next one's
@@ -88,7 +90,6 @@ def _run_step(pipeline: Pipeline, n: int, step: Step, *, again: bool, overwrite:
     mark = f"[{n}/{len(pipeline.steps)}] {step.id}"
     try:
         config = step.reload()
-        configure(config)
         why = "asked for with --from" if again else step.stage.why(config)
         if why:
             replaces = read_manifest(step.stage.output(config).manifest) is not None

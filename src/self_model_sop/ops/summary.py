@@ -14,7 +14,7 @@ from ..stage import Artifact
 from ..yaml_source import display
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline
+    from .steps import Pipeline
 
 SHOWN_ANSWERS = 3
 _ANSWER_CHARS = {"console": 140, "file": 600}
