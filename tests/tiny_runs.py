@@ -76,17 +76,8 @@ def run(stage: Stage[Any], values: dict[str, Any], **options: Any) -> Artifact:
     return stage.run(load_for(stage, None, settings(**values)).config, **options)
 
 
-def command(module: str, values: dict[str, Any]) -> list[str]:
-    """The same run as a command line."""
-    return [sys.executable, "-m", f"self_model_sop.{module}", *(f"{k.replace('__', '.')}={json.dumps(v, default=str) if not isinstance(v, (str, Path)) else v}" for k, v in values.items())]
-
-
 def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **more}
-
-
-def call(args: list[str], **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(args, capture_output=True, text=True, env=environment(**more), timeout=300)
 
 
 def losses(artifact: Path) -> list[float]:
@@ -152,3 +143,12 @@ def steps_logged(out: Path) -> int:
     work = work_folder(out)
     path = work / "metrics.jsonl" if work else None
     return path.read_text(encoding="utf-8").count("\n") if path and path.exists() else 0
+
+
+def torchrun(root: Path, name: str, values: dict[str, Any], **more: str) -> subprocess.CompletedProcess[str]:
+    """A command on two processes."""
+    (root / "empty.yaml").touch()
+    words = [f"{k.replace('__', '.')}={_yaml(v)}" for k, v in values.items()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "self_model_sop.cli"]
+    args = [*launcher, *name.split(), "--config", str(root / "empty.yaml"), *words]
+    return subprocess.run(args, capture_output=True, text=True, env=environment(**more), timeout=400)

@@ -14,6 +14,7 @@ from .. import errors
 from ..artifact import write_atomic
 from ..console import note
 from ..errors import SopError
+from . import ranks
 from .settings import TrainConfig
 
 C = TypeVar("C", bound=TrainConfig)
@@ -40,7 +41,7 @@ def fitting(config: C, work: Path, attempt: Callable[[C], T]) -> T:
                 return attempt(config)
         except OutOfMemory as error:
             smaller = halved(config.training_args)
-            if not config.auto_batch or smaller is None:
+            if not config.auto_batch or smaller is None or ranks.world() > 1:  # one rank alone cannot start again
                 raise
             note(f"{error.what}; auto_batch: {_BATCH} {smaller[_BATCH]}, {_ACCUMULATION} {smaller[_ACCUMULATION]} (the same effective batch)")
         _free()

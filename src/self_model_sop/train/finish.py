@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact import write_atomic
+from . import ranks
 from .adapters import EXPANSION
 from .precision import Precision
 from .record import Record, losses, write_curves
@@ -37,7 +38,8 @@ def remembered(work: Path, name: str, measure: Callable[[], Any]) -> Any:
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     value = measure()
-    write_atomic(path, json.dumps(value))
+    if ranks.is_main():
+        write_atomic(path, json.dumps(value))
     return value
 
 

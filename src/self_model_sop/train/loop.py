@@ -14,7 +14,7 @@ from typing import Any
 from .. import errors
 from ..console import note
 from ..errors import Interrupted, SopError
-from . import checkpoint
+from . import checkpoint, ranks
 from .precision import Precision
 from .record import Record
 from .trace import guard
@@ -59,7 +59,7 @@ def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
         SopError: loss not finite (exit 3).
     """
     root.mkdir(parents=True, exist_ok=True)
-    resumed = checkpoint.latest(root, phase.name)
+    resumed = ranks.share(checkpoint.latest(root, phase.name) if ranks.is_main() else None)
     record.begin(phase.name, resumed.marker if resumed else None)
     trainer = _trainer_class()(phase, _arguments(phase, root, has_eval=phase.evaluate is not None), record, root)
     with _signals() as stop:
@@ -72,8 +72,12 @@ def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
             f"stopped by {name} after step {trainer.state.global_step} of {trainer.state.max_steps}; its checkpoint is saved",
             code=128 + stop.signal, fix="the same command resumes there",
         )  # fmt: skip
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if sharded:  # collective: every rank gives its part, rank 0 writes
+        trainer.save_model(str(root.parent))
     batch = {"per_device": trainer.args.per_device_train_batch_size, "accumulation": trainer.args.gradient_accumulation_steps, "processes": trainer.args.world_size}
-    return {"steps": trainer.state.global_step, "resumed_from": resumed.step if resumed else None, "best": trainer.state.best_metric, "batch": batch}
+    resumed_from = resumed.step if resumed else None
+    return {"steps": trainer.state.global_step, "resumed_from": resumed_from, "best": trainer.state.best_metric, "batch": batch, "saved": sharded}
 
 
 def _arguments(phase: Phase, root: Path, *, has_eval: bool) -> Any:
@@ -87,7 +91,8 @@ def _arguments(phase: Phase, root: Path, *, has_eval: bool) -> Any:
         "output_dir": str(root), "report_to": list(phase.reports) or "none", "disable_tqdm": True, "remove_unused_columns": False, "logging_nan_inf_filter": False,
         "save_total_limit": None, "seed": phase.seed, "label_names": ["labels"], **phase.precision.flags,
     }  # fmt: skip
-    defaults = {"logging_steps": 5, "logging_first_step": True, "dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available()}
+    gpu = torch.cuda.is_available()
+    defaults = {"run_name": f"{root.parent.parent.name}-{phase.name}", "logging_steps": 5, "logging_first_step": True, "dataloader_pin_memory": gpu, "use_cpu": not gpu}
     if not has_eval:
         ours["eval_strategy"] = "no"
     if phase.deepspeed:
@@ -292,9 +297,12 @@ def _flow_class() -> Any:
                 control.should_save = False
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            self.record.gather()
             self.record.log(state.global_step, logs or {})
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.record.gather()
+            ranks.barrier()  # each rank has written its random state
             if not args.should_save:
                 return
             folder = self.root / f"checkpoint-{state.global_step}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..console import note, warn
 from ..errors import SopError
-from . import adapters, checkpoint
+from . import adapters, checkpoint, ranks
 from .loop import Phase, train
 from .packing import Ordered
 from .record import Record
@@ -50,14 +50,17 @@ def run_phases(config: PretrainConfig, prepared: Prepared, work: Path, record: R
             )  # fmt: skip
             outcome = {**train(phase, root, record), "name": settings.name, **trainable}
             if not last:
-                _keep(wrapped, kept, settings.name, outcome, record)
+                if ranks.is_main():
+                    _keep(wrapped, kept, settings.name, outcome, record)
+                ranks.barrier()
         prepared.model = wrapped.merge_and_unload() if settings.train == "new_rows" else wrapped
         seen += items
         done.append(outcome)
     if not done:
         raise SopError("no phase has anything to train", where="phases", fix="expand the vocabulary first, or add a phase with train: all")
     resumed = next((p["resumed_from"] for p in reversed(done) if p["resumed_from"]), None)
-    return {"steps": sum(p["steps"] for p in done), "resumed_from": resumed, "phases": done, "trainable": count(prepared.model), "batch": done[-1]["batch"] if done else None}
+    of_last = {"saved": done[-1]["saved"], "batch": done[-1]["batch"]}
+    return {**of_last, "steps": sum(p["steps"] for p in done), "resumed_from": resumed, "phases": done, "trainable": count(prepared.model)}
 
 
 def overrides(settings: PhaseSettings) -> dict[str, Any]:
@@ -68,9 +71,7 @@ def overrides(settings: PhaseSettings) -> dict[str, Any]:
 
 def _items(arguments: dict[str, Any], available: int) -> int:
     """How many blocks a phase reads on all processes together."""
-    import os
-
-    each = int(arguments.get("per_device_train_batch_size", 8)) * int(arguments.get("gradient_accumulation_steps", 1)) * int(os.environ.get("WORLD_SIZE", "1"))
+    each = int(arguments.get("per_device_train_batch_size", 8)) * int(arguments.get("gradient_accumulation_steps", 1)) * ranks.world()
     steps = int(arguments.get("max_steps", -1))
     return steps * each if steps > 0 else math.ceil(float(arguments.get("num_train_epochs", 3)) * available)
 

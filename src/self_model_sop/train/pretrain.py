@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..artifact import Target
 from ..config import option
-from ..stage import Artifact, Run, Stage, stage_main
+from ..stage import Artifact, Run, Stage
 from ..tokenizer.settings import local
 from . import preflight
 from .settings import TrainConfig, paths
@@ -70,10 +70,11 @@ class PretrainConfig(TrainConfig):
 
 def build(run: Run[PretrainConfig]) -> dict[str, Any]:
     """Tokenise, run the phases, and write model, tokenizer and record into the work folder; returns the stats."""
-    from . import checkpoint, finish
+    from . import checkpoint, finish, ranks
     from .attempts import fitting
 
     done = finish.already(run.work)
+    ranks.share(str(run.work) if done is None else None)
     if done is None:
         done = fitting(run.config, run.work, lambda config: _train(config, run.work))
         finish.seal(run.work, done)
@@ -83,7 +84,7 @@ def build(run: Run[PretrainConfig]) -> dict[str, Any]:
 
 
 def _train(config: PretrainConfig, work: Path) -> dict[str, Any]:
-    from . import finish
+    from . import finish, ranks, trace
     from .phases import run_phases
     from .record import Record
     from .textdata import prepare
@@ -96,7 +97,12 @@ def _train(config: PretrainConfig, work: Path) -> dict[str, Any]:
         "eval_loss_before": before, "eval_loss_after": prepared.measure(), "objective": prepared.objective, "phases": outcome["phases"], "rows": prepared.rows,
         "trainable": outcome["trainable"],
     }  # fmt: skip
-    finish.save_model(prepared.model, work)
+    trace.stop(prepared.reports)
+    ranks.leave()
+    if not ranks.is_main():
+        return stats
+    if not outcome["saved"]:
+        finish.save_model(prepared.model, work)
     finish.save_tokenizer(prepared.tokenizer, work, None, config.tokenizer_source, config.model_name_or_path)
     finish.write_record(work, "Continued pretraining", stats)
     return stats
@@ -150,4 +156,6 @@ def run(config: PretrainConfig) -> Artifact:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`sop train pretrain`"""
-    return stage_main(STAGE, argv)
+    from . import ranks
+
+    return ranks.main(STAGE, _train, argv)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import human_seconds, note
+from . import ranks
 
 METRICS = "metrics.jsonl"
 
@@ -24,7 +25,8 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.path = folder / METRICS
         self.phase = ""
-        self.tokens = self.supervised = self.rows = 0
+        self.tokens = self.supervised = self.rows = 0  # of all processes
+        self._own = [0, 0, 0]  # of this one, since the last gathering
         self.before = 0.0  # seconds of earlier processes
         self.clock = time.perf_counter()
         self._last = (0, 0, 0.0)  # tokens, supervised, seconds at the last line
@@ -45,13 +47,17 @@ class Record:
         else:
             rows = [r for r in rows if r["phase"] != phase]
         self._last = (self.tokens, self.supervised, self.seconds)
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        if ranks.is_main():
+            self.path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
 
     def count(self, tokens: int, supervised: int, examples: int) -> None:
-        """Take one micro-batch into the totals; padding is no token."""
-        self.tokens += tokens
-        self.supervised += supervised
-        self.rows += examples
+        """Take one micro-batch of this process; padding is no token."""
+        self._own = [a + b for a, b in zip(self._own, (tokens, supervised, examples), strict=True)]
+
+    def gather(self) -> None:
+        """Add what every process counted to the totals (collective)."""
+        tokens, supervised, rows = ranks.sums(self._own)
+        self.tokens, self.supervised, self.rows, self._own = self.tokens + tokens, self.supervised + supervised, self.rows + rows, [0, 0, 0]
 
     @property
     def seconds(self) -> float:
@@ -77,8 +83,9 @@ class Record:
             self._last = (self.tokens, self.supervised, now)
             self._loss = logs["loss"]
         line["seconds"] = round(self.seconds, 2)
-        with self.path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(line) + "\n")
+        if ranks.is_main():
+            with self.path.open("a", encoding="utf-8") as f:
+                f.write(json.dumps(line) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
         """Every complete line so far (a torn last one is left out)."""
@@ -106,6 +113,8 @@ class Record:
         first, began = self._first
         left = (time.perf_counter() - began) / max(step - first, 1) * (steps - step)
         text = f"{self.phase}: step {step}/{steps}" + (f"  loss {self._loss:.3f}" if self._loss is not None else "") + f"  {human_seconds(left)} left"
+        if not ranks.is_main():
+            return
         if sys.stderr.isatty():
             sys.stderr.write("\r" + text.ljust(100) + ("\n" if step == steps else ""))
         elif time.perf_counter() - self._said > 30:
@@ -114,6 +123,7 @@ class Record:
 
     def end(self, step: int, steps: int) -> None:
         """The phase is over."""
+        self.gather()
         note(f"{self.phase}: {step} of {steps} steps, {self.tokens:,} tokens so far, {human_seconds(self.seconds)}")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..artifact import Target
 from ..config import option
 from ..console import note
-from ..stage import Artifact, Run, Stage, stage_main
+from ..stage import Artifact, Run, Stage
 from ..tokenizer.settings import local
 from . import preflight
 from .adapters import PeftSettings
@@ -53,10 +53,11 @@ class SftConfig(TrainConfig):
 
 def build(run: Run[SftConfig]) -> dict[str, Any]:
     """Tokenise, train, and write model or adapter, tokenizer and record into the work folder; returns the stats."""
-    from . import checkpoint, finish
+    from . import checkpoint, finish, ranks
     from .attempts import fitting
 
     done = finish.already(run.work)
+    ranks.share(str(run.work) if done is None else None)
     if done is None:
         done = fitting(run.config, run.work, lambda config: _train(config, run.work))
         finish.seal(run.work, done)
@@ -66,7 +67,7 @@ def build(run: Run[SftConfig]) -> dict[str, Any]:
 
 
 def _train(config: SftConfig, work: Path) -> dict[str, Any]:
-    from . import corpus, finish
+    from . import corpus, finish, ranks, trace
     from .loop import Phase, supervised_loss, train
     from .packing import Bins, Examples
     from .record import Record
@@ -89,7 +90,12 @@ def _train(config: SftConfig, work: Path) -> dict[str, Any]:
         "eval_loss_before": before, "eval_loss_after": after, "rows": corpus.counts(tokens.meta), "eval_rows": corpus.counts(held_out.meta) if held_out else None,
         "template": prepared.renderer.name, "adapter": config.peft.enabled, "trainable": prepared.trainable,
     }  # fmt: skip
-    finish.save_model(prepared.model, work, stop_ids=prepared.renderer.stop_ids)
+    trace.stop(prepared.reports)
+    ranks.leave()
+    if not ranks.is_main():
+        return stats
+    if not outcome["saved"]:
+        finish.save_model(prepared.model, work, stop_ids=prepared.renderer.stop_ids)
     finish.save_tokenizer(prepared.tokenizer, work, prepared.renderer, config.tokenizer_source, config.model_name_or_path)
     if config.peft.enabled:
         finish.name_base(work, config.model_name_or_path)
@@ -124,7 +130,7 @@ class Prepared:
 
 def prepare(config: SftConfig, work: Path) -> Prepared:
     """Tokenise first (cheap, and where most mistakes show), then load the model and attach the adapter."""
-    from . import corpus, lint, precision, trace
+    from . import corpus, lint, precision, ranks, trace
     from .batches import CausalCollator
     from .model import load_tokenizer
     from .setup import keep_for, load_for_training, quiet
@@ -139,10 +145,11 @@ def prepare(config: SftConfig, work: Path) -> Prepared:
     renderer = renderer_for(tokenizer, config.template_path, override=config.template_override, train_on=config.train_on)
     lint.preflight(renderer, paths(config.data.train_file), max_length=config.data.max_length)
     limits: dict[str, Any] = {"max_length": config.data.max_length, "overlong": config.data.overlong}
-    tokens = corpus.conversations(paths(config.data.train_file), work / ".tokens" / "train", renderer, max_samples=config.data.max_samples, **limits)
-    held_out = None
-    if config.data.eval_file:
-        held_out = corpus.conversations([config.data.eval_file], work / ".tokens" / "eval", renderer, max_samples=config.data.max_eval_samples, **limits)
+    with ranks.main_first():
+        tokens = corpus.conversations(paths(config.data.train_file), work / ".tokens" / "train", renderer, max_samples=config.data.max_samples, **limits)
+        held_out = None
+        if config.data.eval_file:
+            held_out = corpus.conversations([config.data.eval_file], work / ".tokens" / "eval", renderer, max_samples=config.data.max_eval_samples, **limits)
     model, trainable = load_for_training(config, tokenizer, config.peft, chosen)
     layout: Any = "padded" if config.data.packing else {"padding_free": "flat"}.get(config.data.batching, config.data.batching)
     collator = CausalCollator(tokenizer.convert_tokens_to_ids(pad), layout, keep_for(model, config.training_args), weighted=bool(tokens.meta["weighted"]))
@@ -199,4 +206,6 @@ def run(config: SftConfig) -> Artifact:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`sop train sft`"""
-    return stage_main(STAGE, argv)
+    from . import ranks
+
+    return ranks.main(STAGE, _train, argv)

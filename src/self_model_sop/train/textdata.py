@@ -46,7 +46,7 @@ def prepare(config: PretrainConfig, work: Path) -> Prepared:
     """Tokenise first, then load the model."""
     import transformers
 
-    from . import adapters, precision, preflight, setup, trace
+    from . import adapters, precision, preflight, ranks, setup, trace
     from .loop import supervised_loss
     from .model import kind_of, load_model, load_tokenizer
 
@@ -58,7 +58,9 @@ def prepare(config: PretrainConfig, work: Path) -> Prepared:
     tokenizer = load_tokenizer(config.tokenizer_source)
     kind = kind_of(config.model_name_or_path)
     objective: Literal["causal", "mlm"] = "mlm" if kind == "masked" else "causal"
-    tokens = _documents(config, work, tokenizer, objective, "train")
+    with ranks.main_first():
+        tokens = _documents(config, work, tokenizer, objective, "train")
+        held_out = _documents(config, work, tokenizer, objective, "eval") if config.data.eval_file else None
     dataset: Blocks | Examples = Blocks(tokens, reading_order(tokens, config.data, config.seed), config.data.block_size) if objective == "causal" else Examples(tokens)
     transformers.set_seed(config.seed)
     model = load_model(config.model_name_or_path, kind=kind, dtype="float32", attn_implementation=config.attn_implementation)
@@ -69,8 +71,7 @@ def prepare(config: PretrainConfig, work: Path) -> Prepared:
         reports=trace.start(config.trace, config.trace_project, work), rows=corpus.counts(tokens.meta),
         new_rows=new_rows,
     )  # fmt: skip
-    if config.data.eval_file:
-        held_out = _documents(config, work, tokenizer, objective, "eval")
+    if held_out:
         items = Blocks(held_out, np.arange(len(held_out)), config.data.block_size) if objective == "causal" else Examples(held_out)
         batch = int(flags.get("per_device_eval_batch_size", 4))
 

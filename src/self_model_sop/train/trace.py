@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,15 @@ def start(trace: Trace, project: str | None, work: Path) -> Sequence[str]:
     except Exception as error:  # a tracker's failure of any kind must never stop a training
         warn(f"{trace} did not start ({_first_line(error)}); training goes on, metrics.jsonl has everything")
         return ()
+
+
+def stop(reports: Sequence[str]) -> None:
+    """End the trackers' runs, so that a later stage in the same process starts its own."""
+    for name in reports:
+        module = sys.modules.get(name)
+        if module is not None and hasattr(module, "finish"):
+            with contextlib.suppress(Exception):  # the training is over and saved; nothing a tracker does matters now
+                module.finish()
 
 
 def guard(callbacks: Sequence[Any], reports: Sequence[str]) -> None:
@@ -74,6 +85,8 @@ def _online(trace: str, settings: TraceSettings) -> bool:
 
 
 def _wandb(project: str, settings: TraceSettings, work: Path) -> Sequence[str]:
+    import wandb  # noqa: F401 - an installation that does not import shows here, not in the middle of the trainer
+
     online = _online("wandb", settings)
     os.environ["WANDB_PROJECT"] = project
     os.environ["WANDB_MODE"] = "online" if online else "offline"
@@ -98,6 +111,8 @@ def _swanlab(project: str, settings: TraceSettings, work: Path) -> Sequence[str]
 
 
 def _tensorboard(project: str, settings: TraceSettings, work: Path) -> Sequence[str]:
+    import torch.utils.tensorboard  # noqa: F401 - as for wandb
+
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(_folder(settings, work) / project)
     return ("tensorboard",)
 
