@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
 from pathlib import Path
@@ -22,7 +23,8 @@ def values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_a_tracker_that_is_not_installed(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("self_model_sop.train.trace.importlib.util.find_spec", lambda name: None)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "swanlab" else real(name, *rest))
     assert len(losses(run(sft.STAGE, {**values, "trace": "swanlab"}).path)) == 6
     assert "needs the package 'swanlab'" in capsys.readouterr().err
 
