@@ -90,7 +90,7 @@ def _facts(found: Json, speed: dict[str, float] | None) -> Iterator[tuple[str, o
     yield "round trips broken", len(found["round_trip_faults"])
     yield "llama.cpp recognises the pre-tokenizer", "as before" if found["llama_cpp_probe"]["same"] else "no: export with the base's tokenizer.ggml.pre"
     if speed:
-        yield "encoding, MB/s", f"{speed['baseline_mb_per_s']} -> {speed['extended_mb_per_s']} (x {speed['ratio']})"
+        yield "encoding, MB per CPU second", f"{speed['baseline_mb_per_s']} -> {speed['extended_mb_per_s']} (x {speed['ratio']})"
     if lexicon:
         yield "lexicon terms that are one token", f"{lexicon['single_before']} -> {lexicon['single_after']} of {lexicon['terms']}"
         yield "tokens per lexicon term", f"{lexicon['tokens_per_term_before']} -> {lexicon['tokens_per_term_after']}"
