@@ -76,6 +76,7 @@ class Stage(Generic[C]):
         summary: artifact -> lines printed at the end.
         next: config -> the next command to type.
         resumable: keep the work folder of an interrupted run with the same fingerprint.
+        apart: loads models, so a pipeline runs it in a process of its own.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Stage(Generic[C]):
     summary: Callable[[Artifact], Sequence[str]] = lambda artifact: ()
     next: Callable[[C], str] = lambda config: ""
     resumable: bool = False
+    apart: bool = False
 
     def run(self, config: C, *, overwrite: bool = False, pipeline: str | None = None, again: bool = False) -> Artifact:
         """Do the stage (or find it up to date). Callable from Python; argv and process state play no part.
@@ -145,6 +147,7 @@ class Stage(Generic[C]):
             shutil.rmtree(work)
         work.mkdir(exist_ok=True)
         artifact.write_atomic(work / ".config.json", json.dumps(redact_tree(settings)))
+        _forget_peak_memory()
         started, clock = time.time(), time.perf_counter()
         stats = self.build(Run(config=config, work=work, inputs=inputs, fingerprint=fingerprint))
         manifest = {
@@ -191,8 +194,14 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     return artifact.sha256_json({"stage": manifest["stage"], "version": manifest["code"]["stage"], "config": manifest["config"], "inputs": inputs})
 
 
+def _forget_peak_memory() -> None:
+    """Start this process's high-water mark anew, so that each stage of a pipeline has its own (Linux; elsewhere the peak is that of the run so far)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory_mib() -> int:
-    """The largest resident set of this process and of its children so far, MiB."""
+    """The largest resident set of this process since the stage began, and of any child so far, MiB."""
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB

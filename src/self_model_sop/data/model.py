@@ -294,6 +294,7 @@ STAGE = Stage(
     output=lambda config: Target(config.output_dir),
     inputs=lambda config: {"model": _local(config.model_name_or_path)},
     build=_build,
+    apart=True,
     preflight=_preflight,
     plan=lambda config: [f"base model: {config.model_name_or_path}"],
     summary=_summary,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import console, errors
 from ..artifact import read_manifest
@@ -16,6 +15,7 @@ from ..config import ConfigError
 from ..hub import configure
 from ..stage import Artifact, guarded
 from ..yaml_source import display
+from .apart import possible, run_apart
 
 if TYPE_CHECKING:
     from .steps import Pipeline, Step
@@ -81,7 +81,6 @@ def run(pipeline: Pipeline, *, first: int | None = None, overwrite: bool = False
         configure(step.config)  # before any stage imports a hub library
     for n, step in enumerate(pipeline.steps, 1):
         done.append(_run_step(pipeline, n, step, again=first is not None and n > first, overwrite=overwrite))
-        gc.collect()  # a trained model of the last stage must not stay beside the next one's
     conclude(pipeline, done, time.perf_counter() - started)
     return done
 
@@ -94,11 +93,11 @@ def _run_step(pipeline: Pipeline, n: int, step: Step, *, again: bool, overwrite:
         if why:
             replaces = read_manifest(step.stage.output(config).manifest) is not None
             console.say(f"{mark} ({step.entry.name})" + (f": again, {why}" if replaces else ""))
-        done = step.stage.run(config, overwrite=overwrite, pipeline=pipeline.name, again=again)
+        done = _do(step, config, bool(why), lambda: step.stage.run(config, overwrite=overwrite, pipeline=pipeline.name, again=again))
     except ConfigError:
         console.note(f"{mark}: not started")
         raise
-    except errors.SopError:
+    except (errors.SopError, SystemExit):
         console.note(f"{mark}: stopped; the stages before it are kept, and the same command goes on from here")
         raise
     if not done.skipped:
@@ -107,3 +106,20 @@ def _run_step(pipeline: Pipeline, n: int, step: Step, *, again: bool, overwrite:
     state = "up to date" if done.skipped else f"done in {console.human_seconds(done.manifest['seconds'])}"
     console.say(f"{mark}: {state} -> {display(done.path)}")
     return done
+
+
+def _do(step: Step, config: Any, needed: bool, work: Callable[[], Artifact]) -> Artifact:
+    """Run a stage here, or, where it loads models, in a process of its own.
+
+    Raises:
+        SystemExit: with the exit code of a stage that failed in its own process, which has said why.
+    """
+    if not (needed and step.stage.apart and possible()):
+        return work()
+    code = run_apart(work)
+    if code != errors.OK:
+        raise SystemExit(code)
+    target = step.stage.output(config)
+    manifest = read_manifest(target.manifest)
+    assert manifest is not None  # the child said so
+    return Artifact(target, manifest)

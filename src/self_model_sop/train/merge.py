@@ -204,7 +204,7 @@ def _next(config: MergeConfig) -> str:
     return f"sop infer chat model={config.output_dir}"
 
 
-STAGE = Stage(name="train.merge", version=1, config=MergeConfig, output=_output, build=build, inputs=_inputs, preflight=_preflight, summary=_summary, next=_next)
+STAGE = Stage(name="train.merge", version=1, config=MergeConfig, output=_output, build=build, apart=True, inputs=_inputs, preflight=_preflight, summary=_summary, next=_next)
 
 
 def run(config: MergeConfig) -> Artifact:

@@ -145,7 +145,7 @@ def plan(config: PretrainConfig) -> Sequence[str]:
 
 STAGE = Stage(
     name="train.pretrain", version=1, config=PretrainConfig, output=_output, build=build, inputs=_inputs, preflight=preflight.pretrain, plan=plan,
-    summary=_summary, next=_next, resumable=True,
+    summary=_summary, next=_next, resumable=True, apart=True,
 )  # fmt: skip
 
 

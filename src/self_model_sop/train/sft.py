@@ -195,7 +195,8 @@ def plan(config: SftConfig) -> Sequence[str]:
 
 
 STAGE = Stage(
-    name="train.sft", version=1, config=SftConfig, output=_output, build=build, inputs=_inputs, preflight=preflight.sft, plan=plan, summary=_summary, next=_next, resumable=True,
+    name="train.sft", version=1, config=SftConfig, output=_output, build=build, inputs=_inputs, preflight=preflight.sft, plan=plan, summary=_summary, next=_next,
+    resumable=True, apart=True,
 )  # fmt: skip
 
 
