@@ -253,3 +253,13 @@ def test_broken_stdout_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(LIGHT), "data", "write"], cwd=tmp_path, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write_end)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak can be started anew on Linux only")
+def test_peak_memory_is_that_of_the_stage(tmp_path: Path) -> None:
+    def large(run: Run[WriteConfig]) -> dict[str, Any]:
+        return {"bytes": len(bytearray(200 << 20))}
+
+    first = dataclasses.replace(WRITE, build=large).run(WriteConfig(output_dir=tmp_path / "one"))
+    second = WRITE.run(WriteConfig(output_dir=tmp_path / "two"))
+    assert first.manifest["peak_memory_mib"] - second.manifest["peak_memory_mib"] > 100
