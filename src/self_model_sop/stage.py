@@ -147,7 +147,7 @@ class Stage(Generic[C]):
             shutil.rmtree(work)
         work.mkdir(exist_ok=True)
         artifact.write_atomic(work / ".config.json", json.dumps(redact_tree(settings)))
-        _forget_peak_memory()
+        memory = PeakMemory()
         started, clock = time.time(), time.perf_counter()
         stats = self.build(Run(config=config, work=work, inputs=inputs, fingerprint=fingerprint))
         manifest = {
@@ -155,7 +155,7 @@ class Stage(Generic[C]):
             "config": redact_tree(settings), "paths": redact_tree(plain(config)), "inputs": inputs, "stats": redact_tree(stats),
             "seed": getattr(config, "seed", None), "code": {"package": __version__, "stage": self.version}, "libraries": _library_versions(),
             "device": _device(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "seconds": round(time.perf_counter() - clock, 2),
-            "peak_memory_mib": peak_memory_mib(), "folder": str(target.folder.absolute()),
+            "peak_memory_mib": memory.mib(), "folder": str(target.folder.absolute()),
         }  # fmt: skip
         return Artifact(target, artifact.publish(target, work, manifest, overwrite=overwrite))
 
@@ -194,18 +194,28 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     return artifact.sha256_json({"stage": manifest["stage"], "version": manifest["code"]["stage"], "config": manifest["config"], "inputs": inputs})
 
 
-def _forget_peak_memory() -> None:
-    """Start this process's high-water mark anew, so that each stage of a pipeline has its own (Linux; elsewhere the peak is that of the run so far)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+class PeakMemory:
+    """The largest resident set of this process, and of any child that ended, since the object was made.
 
+    Linux can start the mark of a process anew; elsewhere the peak is that of the run so far. The mark of children cannot, so they count once they exceed earlier ones.
+    """
 
-def peak_memory_mib() -> int:
-    """The largest resident set of this process since the stage began, and of any child so far, MiB."""
-    import resource
+    def __init__(self) -> None:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self._children = self._peak("children")
 
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit >> 20
+    @staticmethod
+    def _peak(of: str) -> int:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+        return resource.getrusage(resource.RUSAGE_SELF if of == "self" else resource.RUSAGE_CHILDREN).ru_maxrss * unit
+
+    def mib(self) -> int:
+        """The peak so far, MiB."""
+        children = self._peak("children")
+        return max(self._peak("self"), children if children > self._children else 0) >> 20
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
