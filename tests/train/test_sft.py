@@ -176,3 +176,11 @@ def test_the_plan_needs_no_torch(root: Path) -> None:
     loaded = load_for(STAGE, None, settings(**_values(root, "plan")))
     text = "\n".join(STAGE.plan(loaded.config))
     assert "109,824 weights" in text and "GiB" in text and "steps" in text
+
+
+def test_a_generation_config_that_contradicts_itself_does_not_lose_the_training(root: Path) -> None:
+    model = shutil.copytree(root / "qwen", root / "contradicting")
+    settings_file = model / "generation_config.json"
+    settings_file.write_text(json.dumps({**json.loads(settings_file.read_text()), "do_sample": False, "temperature": 0.6, "top_p": 0.9}))
+    done = run(STAGE, _values(root, "contradicting", "contradicting", peft__enabled=False, training_args__max_steps=1))
+    assert json.loads((done.path / "generation_config.json").read_text())["temperature"] == 0.6

@@ -39,7 +39,9 @@ def run_phases(config: PretrainConfig, prepared: Prepared, work: Path, record: R
         wrapped, trainable = _select(prepared, settings)
         if kept.is_dir() and not checkpoint.problems(kept):
             note(f"{settings.name}: done before")
-            outcome = json.loads((kept / checkpoint.MARKER).read_text(encoding="utf-8"))["outcome"]
+            marker = json.loads((kept / checkpoint.MARKER).read_text(encoding="utf-8"))
+            outcome = marker["outcome"]
+            record.restore(marker)
             _load_trained(wrapped, kept)
         else:
             phase = Phase(

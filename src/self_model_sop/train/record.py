@@ -27,8 +27,8 @@ class Record:
         self.phase = ""
         self.tokens = self.supervised = self.rows = 0  # of all processes
         self._own = [0, 0, 0]  # of this one, since the last gathering
-        self.before = 0.0  # seconds of earlier processes
-        self.clock = time.perf_counter()
+        self._before = 0.0  # seconds of training up to the last stop of the clock, earlier processes included
+        self._clock: float | None = None
         self._last = (0, 0, 0.0)  # tokens, supervised, seconds at the last line
         self._said = 0.0
         self._steps = (0, 0)
@@ -41,14 +41,18 @@ class Record:
         self.phase = phase
         rows = self.lines()
         if marker:
-            self.tokens, self.supervised, self.rows = (int(marker[k]) for k in ("tokens", "supervised", "rows"))
-            self.before, self.clock = float(marker["seconds"]), time.perf_counter()
+            self.restore(marker)
             rows = [r for r in rows if r["phase"] != phase or r["step"] <= marker["step"]]
         else:
             rows = [r for r in rows if r["phase"] != phase]
         self._last = (self.tokens, self.supervised, self.seconds)
         if ranks.is_main():
             self.path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+
+    def restore(self, marker: dict[str, Any]) -> None:
+        """Take up the totals that a checkpoint's marker carries."""
+        self.tokens, self.supervised, self.rows = (int(marker[k]) for k in ("tokens", "supervised", "rows"))
+        self._before = float(marker["seconds"])
 
     def count(self, tokens: int, supervised: int, examples: int) -> None:
         """Take one micro-batch of this process; padding is no token."""
@@ -61,8 +65,8 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Training time so far, earlier processes included."""
-        return self.before + time.perf_counter() - self.clock
+        """Training time so far, earlier processes included; loading and measuring do not count."""
+        return self._before + (time.perf_counter() - self._clock if self._clock is not None else 0.0)
 
     def totals(self) -> dict[str, Any]:
         """What a checkpoint's marker carries on."""
@@ -103,7 +107,7 @@ class Record:
 
     def start(self, step: int, steps: int) -> None:
         """The first step of this process is about to run."""
-        self.clock, self.before = time.perf_counter(), self.seconds
+        self._clock = time.perf_counter()
         self._first, self._steps = (step, time.perf_counter()), (step, steps)
         self._said = time.perf_counter()
 
@@ -124,6 +128,7 @@ class Record:
     def end(self, step: int, steps: int) -> None:
         """The phase is over."""
         self.gather()
+        self._before, self._clock = self.seconds, None
         note(f"{self.phase}: {step} of {steps} steps, {self.tokens:,} tokens so far, {human_seconds(self.seconds)}")
 
 

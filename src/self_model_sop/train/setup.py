@@ -36,6 +36,7 @@ def load_for_training(config: TrainConfig, tokenizer: Any, peft: PeftSettings | 
     import torch
     import transformers
 
+    check_length(config)
     transformers.set_seed(config.seed)
     options: dict[str, Any] = {"attn_implementation": config.attn_implementation}
     dtype = "float32"
@@ -46,6 +47,7 @@ def load_for_training(config: TrainConfig, tokenizer: Any, peft: PeftSettings | 
     elif peft and peft.enabled and precision.mode == "bf16" and torch.cuda.is_available():
         dtype = "bfloat16"  # frozen base weights; the adapter stays fp32
     model = load_model(config.model_name_or_path, dtype=dtype, **options)
+    make_saveable(model)
     rows = adapters.new_rows(config.tokenizer_source, config.model_name_or_path)
     fits(tokenizer, model, rows, config)
     if peft and peft.enabled:
@@ -60,6 +62,32 @@ def load_for_training(config: TrainConfig, tokenizer: Any, peft: PeftSettings | 
     share = f"trainable: {counts['trainable']:,} of {counts['total']:,} weights ({counts['trainable'] / counts['total']:.2%})"
     note(share + (f", {len(rows):,} new vocabulary rows among them" if rows else ""))
     return model, counts
+
+
+def check_length(config: TrainConfig) -> None:
+    """A sequence fits into the model; of a hub id this is known only now, still before its weights are loaded.
+
+    Raises:
+        SopError: where it does not.
+    """
+    import transformers
+
+    limit = getattr(transformers.AutoConfig.from_pretrained(config.model_name_or_path, trust_remote_code=False), "max_position_embeddings", None)
+    key, length = config.sequence_length
+    if isinstance(limit, int) and length > limit:
+        raise SopError(f"{length:,} tokens, but the model reads at most {limit:,}", where=key, fix=f"set it to {limit} or less")
+
+
+def make_saveable(model: Any) -> None:
+    """Some published generation configs contradict themselves (temperature without sampling); the library refuses to save them, which must not show after the training."""
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
+        note("the model's generation config sets sampling values without do_sample; do_sample: true is saved")
 
 
 def count(model: Any) -> dict[str, int]:

@@ -62,8 +62,10 @@ def prepare(config: PretrainConfig, work: Path) -> Prepared:
         tokens = _documents(config, work, tokenizer, objective, "train")
         held_out = _documents(config, work, tokenizer, objective, "eval") if config.data.eval_file else None
     dataset: Blocks | Examples = Blocks(tokens, reading_order(tokens, config.data, config.seed), config.data.block_size) if objective == "causal" else Examples(tokens)
+    setup.check_length(config)
     transformers.set_seed(config.seed)
     model = load_model(config.model_name_or_path, kind=kind, dtype="float32", attn_implementation=config.attn_implementation)
+    setup.make_saveable(model)
     new_rows = adapters.new_rows(config.tokenizer_source, config.model_name_or_path)
     setup.fits(tokenizer, model, new_rows, config)
     prepared = Prepared(
