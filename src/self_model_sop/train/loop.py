@@ -106,6 +106,8 @@ def _trainer_class() -> Any:
     import torch
     import transformers
 
+    from .batches import MaskedCollator
+
     class MeasuredTrainer(transformers.Trainer):  # type: ignore[misc]
         """transformers.Trainer with counted tokens, learning rates per parameter group, and evaluation per supervised token."""
 
@@ -151,6 +153,8 @@ def _trainer_class() -> Any:
             return loss
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            if isinstance(self.phase.collator, MaskedCollator):  # masked models ignore num_items_in_batch: with accumulation their own loss would count several times
+                inputs |= {"weights": (inputs["labels"] != -100).float(), "shift_labels": inputs["labels"]}
             if "weights" not in inputs:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             weights, labels = inputs.pop("weights"), inputs.pop("labels")
