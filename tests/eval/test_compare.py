@@ -14,6 +14,7 @@ from self_model_sop.errors import SopError
 from self_model_sop.eval import compare
 from self_model_sop.eval.generate import Answer, Decoding, distinct, generate, measure, repetition
 from self_model_sop.eval.models import open_model
+from self_model_sop.eval.perplexity import bits_per_byte
 from self_model_sop.stage import load_for
 from self_model_sop.train.template import renderer_for
 from tiny_models import sentences, tiny_llama, tiny_qwen
@@ -74,6 +75,21 @@ def test_the_loss_on_assistant_tokens_is_that_of_the_trainer(folder: Path) -> No
     found = compare.measure_sft(opened, config, [talk])
     assert found["nats_per_token"] == pytest.approx(loss, rel=1e-5) and found["tokens"] == sum(rendered.supervised)
     assert found["nats_per_byte"] == pytest.approx(found["nll_nats"] / len("一种慢性病。不客气！".encode()))
+
+
+def test_measuring_a_text_first_changes_nothing_of_what_follows(folder: Path, tmp_path: Path) -> None:
+    """Reading a text with special tokens as text must not leave the tokenizer so: control tokens of the template would come out as text."""
+    opened = open_model(folder / "qwen")
+    renderer = renderer_for(opened.tokenizer)
+    before = renderer.render(TALKS[0]["messages"]).ids
+    bits_per_byte(*opened, ["高血压<|im_end|>"], window=64, batch_size=1)
+    assert renderer.render(TALKS[0]["messages"]).ids == before == renderer_for(opened.tokenizer).render(TALKS[0]["messages"]).ids
+    assert opened.tokenizer.backend_tokenizer.encode("<|im_end|>").ids == [opened.tokenizer.eos_token_id]
+    opened.tokenizer("x", split_special_tokens=True)  # what the library leaves behind does not matter to the rendering either
+    assert renderer.render(TALKS[0]["messages"]).ids == before
+    alone = compare.run(config_of(folder, tmp_path / "alone", texts={}))
+    together = compare.run(config_of(folder, tmp_path / "together"))
+    assert alone.stats["sft"] == together.stats["sft"] and alone.stats["answers"] == together.stats["answers"]
 
 
 def test_only_what_changed_is_measured_again(folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from .perplexity import Scored, bits_per_byte, sequence_nats
 from .sets import conversations, documents, prompts
 from .table import as_markdown, as_text
 
-MEASURE_VERSION = 1  # raised when a measurement changes its meaning
+MEASURE_VERSION = 2  # raised when a measurement changes its meaning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +220,7 @@ def _preflight(config: Config) -> Iterator[tuple[str, str, str]]:
 
 
 STAGE = Stage(
-    name="eval.compare", version=1, config=Config, output=lambda config: Target(config.output_dir), inputs=_inputs, build=build, apart=True,
+    name="eval.compare", version=2, config=Config, output=lambda config: Target(config.output_dir), inputs=_inputs, build=build, apart=True,
     preflight=lambda config: list(_preflight(config)), summary=lambda done: as_text(done.stats),
     plan=lambda config: [f"{name}: {source}" for name, source in config.models.items()],
     next=lambda config: f"sop infer chat --model {list(config.models.values())[-1]}" if config.models else "",

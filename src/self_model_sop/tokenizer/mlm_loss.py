@@ -26,6 +26,7 @@ from .. import console
 from ..artifact import write_atomic
 from ..errors import DATA, OK, SopError
 from ..stage import guarded
+from ..train.encoding import special_tokens_as_text
 
 
 class Chunk(NamedTuple):
@@ -63,7 +64,8 @@ def chunks(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[Chunk]
         raise SopError(f"max_length {max_length} leaves no room for text", where="--max_length", fix="use at least 8")
     out = []
     for number, text in enumerate(texts):
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False)
+        with special_tokens_as_text(tokenizer) as options:
+            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options)
         for at in range(0, len(encoded["input_ids"]), room):
             ids, spans = encoded["input_ids"][at : at + room], encoded["offset_mapping"][at : at + room]
             out.append(Chunk(number, [*front, *ids, *back], [(0, 0)] * len(front) + [tuple(s) for s in spans] + [(0, 0)] * len(back)))

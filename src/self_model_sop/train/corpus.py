@@ -14,6 +14,7 @@ from ..data import records
 from ..data.formats import RowError, to_messages, to_text, tools_of
 from ..errors import SopError
 from . import tokens
+from .encoding import special_tokens_as_text
 from .settings import Overlong
 from .tokens import Encoded, TokenSet
 
@@ -104,8 +105,8 @@ def _encoded(
     batch: list[tuple[str, str, str]] = []
 
     def flush() -> Iterator[Encoded]:
-        # split_special_tokens: a `<|im_end|>` that someone wrote in a text is text, never a control token
-        encoded = tokenizer([text for text, _, _ in batch], add_special_tokens=not wrap, split_special_tokens=True)["input_ids"]
+        with special_tokens_as_text(tokenizer) as options:  # a `<|im_end|>` that someone wrote in a text is text, never a control token
+            encoded = tokenizer([text for text, _, _ in batch], add_special_tokens=not wrap, **options)["input_ids"]
         for ids, (_, source, group) in zip(encoded, batch, strict=True):
             if wrap:
                 head, tail = ([i] if i is not None else [] for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))

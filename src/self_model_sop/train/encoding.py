@@ -12,6 +12,7 @@ import re
 import secrets
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,7 @@ class Encoder:
             data: sorted, disjoint character spans that came from messages or tools.
         """
         text = str.__str__(text)
+        self.backend.encode_special_tokens = False  # `split_special_tokens=True` of an earlier call of the tokenizer stays on in its backend
         encoding = self.backend.encode(text, add_special_tokens=False)
         found = _from_encoding(encoding)
         if not self._injected(text, found, data):
@@ -90,6 +92,19 @@ class Encoder:
         if sum(i in self.control_ids for i in ids) != expected:
             raise SopError("text that looks like a control token cannot be encoded as plain text with this tokenizer", where=_excerpt(text, data), fix="remove it from the data")
         return Encoded(ids, [shifts.back(i) for i in found.starts], [shifts.back(i, is_end=True) for i in found.ends], spelled=True)
+
+
+@contextmanager
+def special_tokens_as_text(tokenizer: Any) -> Iterator[dict[str, bool]]:
+    """Keyword arguments for calls of `tokenizer` in which what looks like a special token is text; afterwards its backend is as it was.
+
+    (The library leaves the switch on in the backend, where a later `backend.encode` would split the control tokens of a chat template.)
+    """
+    before = tokenizer.backend_tokenizer.encode_special_tokens
+    try:
+        yield {"split_special_tokens": True}
+    finally:
+        tokenizer.backend_tokenizer.encode_special_tokens = before
 
 
 def _from_encoding(encoding: Any) -> Encoded:
