@@ -184,7 +184,11 @@ def test_exit_codes(tmp_path: Path, argv: list[str], code: int, text: str) -> No
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, errors.SIGTERM), (signal.SIGINT, errors.SIGINT)])
 def test_signals_end_with_their_code_and_the_next_run_is_clean(tmp_path: Path, number: int, code: int) -> None:
-    process = subprocess.Popen([sys.executable, str(LIGHT), "data", "write", "files=200", "pause=0.05"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(LIGHT), "data", "write", "files=200", "pause=0.05"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background hands on that SIGINT is ignored
+    )  # fmt: skip
     while not list(tmp_path.glob("out/.work*/part/002*")):
         time.sleep(0.02)
         assert process.poll() is None
