@@ -76,7 +76,7 @@ def test_planted_personal_data_is_plainly_made_up() -> None:
     assert all("0000" in text_of(p) for p in of_kind("phone"))
 
 
-@pytest.mark.parametrize(("kind", "count"), [("too_short", 6), ("html", 12), ("link", 4), ("malformed_json", 1), ("empty_answer", 1), ("ends_with_user", 1), ("chosen_equals_rejected", 1)])
+@pytest.mark.parametrize(("kind", "count"), [("too_short", 6), ("html", 12), ("link", 4), ("malformed_json", 1), ("empty_answer", 1), ("ends_with_user", 1), ("chosen_equals_rejected", 1)])  # noqa: E501
 def test_the_other_noise(kind: str, count: int) -> None:
     found = of_kind(kind)
     assert len(found) == count
