@@ -89,6 +89,7 @@ def test_a_masked_model_is_trained_on_masked_tokens(root: Path) -> None:
     values = _values(root, "bert", "bert", phases=[{"name": "full", "max_steps": 40}], data__eval_file=root / "eval.jsonl", training_args__per_device_train_batch_size=8)
     done = run(STAGE, values)
     assert done.stats["objective"] == "mlm" and done.stats["eval_loss_after"] < done.stats["eval_loss_before"]
+    assert done.stats["eval_loss_before"] == pytest.approx(np.log(load_model(root / "bert", kind="masked").config.vocab_size), rel=0.05)  # a random model knows nothing: nats per token
     again = run(STAGE, {**values, "training_args__output_dir": root / "out" / "bert2"})
     assert losses(again.path) == losses(done.path)
 
@@ -154,3 +155,13 @@ def test_a_typo_in_a_phase_is_answered_with_the_right_key(root: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"unknown key 'phases\.0\.max_step'.*did you mean 'max_steps'"):
         load_for(STAGE, None, settings(**_values(root, "typo", phases=[{"name": "a", "max_step": 1}])))
+
+
+def test_the_new_rows_of_a_masked_model_train_alone(root: Path) -> None:
+    model = expanded(shutil.copytree(root / "bert", root / "bert_expanded"), 300, 420)
+    done = run(STAGE, _values(root, "bert-rows", "bert_expanded", phases=[{"name": "rows", "train": "new_rows", "max_steps": 6}], training_args__per_device_train_batch_size=8))
+    before, after = load_model(model, kind="masked"), load_model(done.path, kind="masked")
+    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        changed = set((old != new).reshape(len(old), -1).any(dim=1).nonzero()[:, 0].tolist())
+        assert changed and changed <= set(range(300, 420)) if "word_embeddings" in name else not changed, name
+    assert after.get_output_embeddings().weight is after.get_input_embeddings().weight

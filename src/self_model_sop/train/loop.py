@@ -209,13 +209,23 @@ def supervised_loss(
             labels = batch["labels"] if "shift_labels" in batch or "attention_mask" in batch else batch["labels"][:, 1:]
             inputs = {k: v.to(device) for k, v in batch.items()}
             with autocast():
-                total = model(**inputs, num_items_in_batch=1, use_cache=False).loss
-            sums += torch.tensor([float(total), float((labels != -100).sum())], dtype=torch.float64)
+                sums += torch.tensor([float(_summed(model, inputs)), float((labels != -100).sum())], dtype=torch.float64)
     model.train(was_training)
     if spread:
         sums = sums.to(device if device.type == "cuda" else "cpu")
         dist.all_reduce(sums)
     return float(sums[0] / sums[1]) if sums[1] else float("nan"), int(sums[1])
+
+
+def _summed(model: Any, inputs: dict[str, Any]) -> Any:
+    """The loss of a batch, summed over its learned tokens."""
+    import torch
+
+    if "attention_mask" not in inputs:
+        return model(**inputs, num_items_in_batch=1, use_cache=False).loss
+    labels = inputs.pop("labels")  # masked models average by themselves, whatever they are asked for
+    logits = model(**inputs).logits.float()
+    return torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1), ignore_index=-100, reduction="sum")
 
 
 def weighted_loss(logits: Any, labels: Any, weights: Any, shifted: Any, items: Any) -> Any:
