@@ -88,12 +88,13 @@ def test_unused_families_make_room_while_there_are_later_rows(folder: Path) -> N
     base, training = opened(folder, "qwen"), corpus(200)
     rows = methods.propose(base, training, SelectionConfig(min_freq=2), 400)
     before = sum(methods.uses(base, rows[:100], training)[r.id] == 0 for r in rows[:100])
-    leaner = select.lean(base, rows, 100, training, 0.01)
+    leaner, found = select.lean(base, rows, 100, training, 0.01)
     after = sum(methods.uses(base, leaner, training)[r.id] == 0 for r in leaner)
     assert len(leaner) == 100 and after < before
     made = {r.token for r in leaner} | set(base.vocab)
     assert all(set(select.parts_of(r)) <= made for r in leaner)
-    assert select.lean(base, rows[:100], 100, training, 0.01) == rows[:100]
+    assert [found[r.id] for r in leaner] == [methods.uses(base, leaner, training)[r.id] for r in leaner]
+    assert select.lean(base, rows[:100], 100, training, 0.01)[0] == rows[:100]
 
 
 # --- added tokens: candidates of several sources compete -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 from .base import Base, bare
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 PRIVATE = 0x10000  # ids are written as the code points from here on
-_BATCH = 256
-_CHARACTERS = 1 << 21
+_BATCH = 8192  # texts
+_CHARACTERS = 1 << 20
 
 Texts = Iterable[tuple[str, float]]  # (text, weight)
 
@@ -138,7 +138,7 @@ def _batches(texts: Texts) -> Iterator[tuple[list[str], list[float]]]:
         batch.append(text)
         weights.append(weight)
         size += len(text)
-        if len(batch) >= 16 * _BATCH or size > _CHARACTERS:
+        if len(batch) >= _BATCH or size > _CHARACTERS:
             yield batch, weights
             batch, weights, size = [], [], 0
     if batch:
@@ -150,12 +150,10 @@ def tally(tokenizer: Any, texts: Texts, size: int) -> np.ndarray:
     import numpy as np
 
     uses = np.zeros(size)
-    source = iter(texts)
-    while part := list(islice(source, 8192)):
-        for start in range(0, len(part), _BATCH):
-            batch = part[start : start + _BATCH]
-            encodings = tokenizer.encode_batch_fast([t for t, _ in batch], add_special_tokens=False)
-            lengths = [len(e.ids) for e in encodings]
-            ids = np.fromiter((i for e in encodings for i in e.ids), dtype=np.int64, count=sum(lengths))
-            uses += np.bincount(ids, weights=np.repeat([w for _, w in batch], lengths), minlength=size)
+    for batch, weights in _batches(texts):
+        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        ids = [e.ids for e in encodings]
+        lengths = [len(i) for i in ids]
+        flat = np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=sum(lengths))
+        uses += np.bincount(flat, weights=np.repeat(weights, lengths), minlength=size)
     return uses

@@ -201,17 +201,22 @@ def gains(base: Base, rows: Sequence[Row], corpus: Corpus) -> list[float]:
 
     Exact for merges and added tokens. For Unigram bases, whose segmentation is global: uses times (base pieces - 1).
     """
+    return measured(base, rows, corpus)[1]
+
+
+def measured(base: Base, rows: Sequence[Row], corpus: Corpus) -> tuple[np.ndarray, list[float]]:
+    """`uses` and `gains` in one pass where that is possible."""
+    found = uses(base, rows, corpus)
     if base.kind == "wordpiece":
-        return wordpiece.marginal(corpus.runs(), [r.token for r in rows])
+        return found, wordpiece.marginal(corpus.runs(), [r.token for r in rows])
     if base.kind == "unigram":
-        found = uses(base, rows, corpus)
-        return [float(found[r.id]) * max(1, len(r.pieces) - 1) for r in rows]
+        return found, [float(found[r.id]) * max(1, len(r.pieces) - 1) for r in rows]
     if base.kind == "sentencepiece_bpe":
         units, saved = spm.with_characters(base, rows, corpus.units(base))
         fires = merges.simulate(units, spm.ranks(base, rows))
-        return [fires.get(n, 0.0) + saved.get(n, 0.0) for n in range(len(rows))]
+        return found, [fires.get(n, 0.0) + saved.get(n, 0.0) for n in range(len(rows))]
     triples = bpe.triples(base, rows)
     if triples is not None:
-        return merges.fired(triples, uses(base, rows, corpus))
+        return found, merges.fired(triples, found)
     fires = merges.simulate(corpus.units(base).items(), bpe.ranks(base, rows))
-    return [fires.get(n, 0.0) for n in range(len(rows))]
+    return found, [fires.get(n, 0.0) for n in range(len(rows))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import console
 from ..errors import DATA, SopError
@@ -17,6 +17,9 @@ from .methods import Corpus, Terms
 from .plan import Row, write_plan
 from .script import HAN_RUN
 from .settings import SelectionConfig, TokenizerConfig
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PLAN = "plan.jsonl"
 CURVE = "curve.json"
@@ -77,11 +80,11 @@ def choose(base: Base, training: Corpus, held_out: Corpus, settings: SelectionCo
     if not wanted:
         what = f"no {WINDOW} candidates save {settings.min_gain} tokens each per million held-out tokens"
         raise SopError(what, fix="lower selection.min_gain, or set selection.new_tokens", code=DATA)
-    rows = lean(base, rows, wanted, training, settings.max_unused)
-    used = methods.uses(base, rows, training), methods.counts(methods.appended(base, rows), held_out)
+    rows, in_training = lean(base, rows, wanted, training, settings.max_unused)
+    in_held_out = methods.counts(methods.appended(base, rows), held_out)
     for row, gain in zip(rows, methods.gains(base, rows, held_out), strict=True):
-        row.gain, row.train_count, row.heldout_count = gain, float(used[0][row.id]), float(used[1][row.id])
-    return rows, {"heldout_tokens_before": total, "heldout_tokens_after": float(used[1].sum()), "curve": curve([r.gain for r in rows], total)}
+        row.gain, row.train_count, row.heldout_count = gain, float(in_training[row.id]), float(in_held_out[row.id])
+    return rows, {"heldout_tokens_before": total, "heldout_tokens_after": float(in_held_out.sum()), "curve": curve([r.gain for r in rows], total)}
 
 
 def used_enough(base: Base, rows: list[Row], training: Corpus, min_freq: int) -> list[Row]:
@@ -101,20 +104,20 @@ def parts_of(row: Row) -> list[str]:
     return [part for merge in [*row.also, *([row.merge] if row.merge else [])] for part in merge]
 
 
-def lean(base: Base, rows: list[Row], wanted: int, training: Corpus, max_unused: float) -> list[Row]:
-    """The first `wanted` rows, without the weakest of those families of rows whose root the training text never uses by itself.
+def lean(base: Base, rows: list[Row], wanted: int, training: Corpus, max_unused: float) -> tuple[list[Row], np.ndarray]:
+    """The first `wanted` rows, without the weakest of those families of rows whose root the training text never uses by itself; and all uses.
 
     A token that only serves to build longer ones is never trained. Its family is the row and everything built from it; those that save
     least for each row make room for later rows until at most `max_unused` of the rows are unused, or no later rows are left.
     """
-    for _ in range(_ROUNDS):
+    for last in range(_ROUNDS, 0, -1):
         head, spare = rows[:wanted], len(rows) - wanted
         uses = methods.uses(base, head, training)
         unused = [r for r in head if uses[r.id] == 0]
         excess = len(unused) - int(max_unused * wanted)
-        if excess <= 0 or spare <= 0:
+        if excess <= 0 or spare <= 0 or last == 1:
             break
-        saved = dict(zip((r.id for r in head), methods.gains(base, head, training), strict=True))
+        saved = {r.id: float(uses[r.id]) * (len(r.pieces) - 1) for r in head}
         families = [family(rows, r) for r in unused]
         families.sort(key=lambda ids: (sum(saved.get(i, 0.0) for i in ids) / len(ids), min(ids)))
         gone: set[int] = set()
@@ -123,7 +126,7 @@ def lean(base: Base, rows: list[Row], wanted: int, training: Corpus, max_unused:
         if not gone:
             break
         rows = methods.without(rows, gone, base.next_id)
-    return rows[:wanted]
+    return head, uses
 
 
 def family(rows: Sequence[Row], root: Row) -> set[int]:
@@ -173,7 +176,8 @@ def training_text(path: Path, max_samples: int | None) -> Corpus:
     """The training corpus with its weights."""
 
     def texts() -> Iterable[tuple[str, float]]:
-        return ((d.text, d.weight) for d in corpus.documents(path, max_samples))
+        documents = console.track(corpus.documents(path, max_samples), "reading the training text", unit="documents")
+        return ((d.text, d.weight) for d in documents)
 
     return Corpus(texts)
 
