@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +199,17 @@ def test_a_failed_small_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 def test_count_lines(tmp_path: Path, content: bytes, rows: int) -> None:
     (tmp_path / "f").write_bytes(content)
     assert artifact.count_lines(tmp_path / "f") == rows
+
+
+def test_a_holder_that_has_not_written_its_pid_yet_is_waited_for(tmp_path: Path) -> None:
+    """The lock is taken before the pid is written; a dead one's pid may still stand there."""
+    path = tmp_path / ".lock"
+    path.write_text("4194999")
+    holder = os.open(path, os.O_RDWR)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    timer = threading.Timer(0.1, lambda: os.pwrite(holder, str(os.getpid()).encode().ljust(7), 0))
+    timer.start()
+    with pytest.raises(SopError, match=rf"another run \(pid {os.getpid()}\)"), artifact.lock(Target(tmp_path)):
+        pytest.fail("two holders")
+    timer.join()
+    os.close(holder)

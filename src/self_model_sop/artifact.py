@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,7 @@ def lock(target: Target) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            pid = os.read(descriptor, 32).decode(errors="replace").strip() or "?"
+            pid = _holder(descriptor)
             os.close(descriptor)
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
@@ -204,6 +205,16 @@ def lock(target: Target) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """The pid in a held lock file. Its holder writes it just after taking the lock, perhaps over that of a dead one: give it a moment."""
+    for _ in range(50):
+        text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        if text.isdigit() and Path(f"/proc/{text}").exists() == Path("/proc/self").exists():
+            return text
+        time.sleep(0.02)
+    return text or "?"
 
 
 def sweep(target: Target, keep: str | None = None) -> list[Path]:
