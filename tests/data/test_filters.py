@@ -122,11 +122,14 @@ def test_abuse_is(text: str) -> None:
 
 
 def test_preferences() -> None:
-    prompt = turns(("user", "问"))
-    assert filters.preference(prompt, turns(("assistant", "好 的")), turns(("assistant", "好的\n"))) == "chosen_equals_rejected"
-    assert filters.preference(prompt, turns(("assistant", " ")), turns(("assistant", "坏"))) == "empty_part"
-    assert filters.preference(turns(("user", "")), turns(("assistant", "好")), turns(("assistant", "坏"))) == "empty_part"
-    assert filters.preference(prompt, turns(("assistant", "好")), turns(("assistant", "坏"))) is None
+    def verdict(asked: str, chosen: str, rejected: str, **limits: int) -> str | None:
+        return filters.preference(turns(("user", asked)), turns(("assistant", chosen)), turns(("assistant", rejected)), filters.PartConfig(**limits))
+
+    assert verdict("问", "好 的", "好的\n") == "chosen_equals_rejected"
+    assert [verdict("问", " ", "坏"), verdict("", "好", "坏"), verdict("问", "好", "\n")] == ["empty_chosen", "empty_prompt", "empty_rejected"]
+    assert verdict("问", "好", "坏") is None
+    assert verdict("问", "好好", "坏", min_answer_chars=2) == "answer_too_short" and verdict("问", "好好", "坏", max_answer_chars=1) == "answer_too_long"
+    assert verdict("问题", "好", "坏", max_prompt_chars=1) == "prompt_too_long"
 
 
 @pytest.mark.shared

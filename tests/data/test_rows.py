@@ -27,7 +27,7 @@ value: st.SearchStrategy[Any] = st.recursive(scalar, lambda inner: st.lists(inne
 
 def rules(name: str, **options: Any) -> Rules:
     config = process.Config(process=process.ProcessConfig(max_turns=3, max_chars=100, sentiment_filter=True, **options))
-    return process.rules_of(config, name, [])
+    return config.rules(name, [])
 
 
 JUDGES = [Judge(Rules(**{**vars(rules(name, pii=pii)), "names": ("f",)})) for name in ("pretrain", "finetune", "reward", "other") for pii in ("mask", "drop", "keep")]

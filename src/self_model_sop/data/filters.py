@@ -67,6 +67,15 @@ class FilterConfig:
     repetition: RepetitionConfig = option(factory=RepetitionConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    """`parts:` lengths of the parts of a preference row, in characters."""
+
+    max_prompt_chars: int | None = option(None, "rows with a longer prompt (all its turns) are dropped: prompt_too_long")
+    min_answer_chars: int | None = option(None, "rows of which one answer is shorter are dropped: answer_too_short")
+    max_answer_chars: int | None = option(None, "rows of which one answer is longer are dropped: answer_too_long")
+
+
 # --- characters ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -262,9 +271,19 @@ def dialogue(messages: Sequence[Message], max_turns: int | None = None) -> str |
     return "too_many_turns" if max_turns is not None and roles.count("user") > max_turns else None
 
 
-def preference(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> str | None:
-    """empty_part, chosen_equals_rejected."""
+def preference(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message], limits: PartConfig) -> str | None:
+    """empty_prompt, empty_chosen, empty_rejected, answer_not_last, chosen_equals_rejected, prompt_too_long, answer_too_short, answer_too_long."""
+    for name, part in (("prompt", prompt[-1:]), ("chosen", chosen), ("rejected", rejected)):
+        if not any(m["content"].strip() or m.get("tool_calls") for m in part):
+            return f"empty_{name}"
+    if any(part[-1]["role"] != "assistant" for part in (chosen, rejected)):
+        return "answer_not_last"
     said = [[(m["role"], re.sub(r"\s+", "", m["content"]), m.get("tool_calls")) for m in part] for part in (chosen, rejected)]
-    if not prompt or any(not part or not any(text or calls for _, text, calls in part) for part in said) or not prompt[-1]["content"].strip():
-        return "empty_part"
-    return "chosen_equals_rejected" if said[0] == said[1] else None
+    if said[0] == said[1]:
+        return "chosen_equals_rejected"
+    asked, *answers = (sum(len(m["content"]) for m in part) for part in (prompt, chosen, rejected))
+    if limits.max_prompt_chars is not None and asked > limits.max_prompt_chars:
+        return "prompt_too_long"
+    if limits.min_answer_chars is not None and min(answers) < limits.min_answer_chars:
+        return "answer_too_short"
+    return "answer_too_long" if limits.max_answer_chars is not None and max(answers) > limits.max_answer_chars else None

@@ -3,6 +3,7 @@
 | format | fields |
 |---|---|
 | preference | chosen and rejected (several spellings) beside a prompt, a conversation, or inside two conversations with a common start |
+| rl | prompt: [{role, content}] beside reward_model: {ground_truth} |
 | choice | question with options or choices (or columns A, B, C, D) |
 | messages | messages: [{role, content, tool_calls?, reasoning_content?, train?, weight?}] |
 | sharegpt | conversations: [{from, value}], with function_call and observation turns |
@@ -49,9 +50,11 @@ class RowError(ValueError):
 
 
 def detect(row: Row) -> str | None:
-    """The format of a row: preference, choice, messages, sharegpt, alpaca, io, text; None where no field is known."""
+    """The format of a row: preference, rl, choice, messages, sharegpt, alpaca, io, text; None where no field is known."""
     if preference_keys(row):
         return "preference"
+    if isinstance(row.get("prompt"), list) and isinstance(row.get("reward_model"), dict):
+        return "rl"
     if _is_choice(row):
         return "choice"
     if isinstance(row.get("messages"), list):
@@ -87,6 +90,16 @@ def dialogue_key(row: Row) -> str | None:
     return next((k for k in DIALOGUE_KEYS if isinstance(row.get(k), list)), None)
 
 
+def missing_part(row: Row) -> str | None:
+    """What a row without a format lacks to be a preference or a question with its answer: no_chosen, no_rejected, no_answer, no_prompt; None where it is neither."""
+    for chosen, rejected in PREFERENCE_KEYS:
+        if (chosen in row) != (rejected in row):
+            return "no_rejected" if chosen in row else "no_chosen"
+    if any(key in row for key in PROMPT_KEYS):
+        return "no_answer"
+    return "no_prompt" if any(answer in row for _, answer in PAIR_KEYS) else None
+
+
 def _is_choice(row: Row) -> bool:
     asked = "question" in row or "Question" in row
     return asked and (isinstance(row.get("options"), (list, dict)) or isinstance(row.get("choices"), (list, dict)) or all(c in row for c in "ABCD"))
@@ -96,7 +109,7 @@ def _is_choice(row: Row) -> bool:
 
 
 def to_messages(row: Row) -> list[Message]:
-    """A dialogue row (alpaca, sharegpt, messages, io, choice) as messages.
+    """A dialogue row (alpaca, sharegpt, messages, io, choice) as messages; of an rl row the prompt.
 
     Raises:
         RowError: unknown_role, bad_turn, not_text, bad_tool_call, no_answer, or not_a_dialogue.
@@ -112,6 +125,8 @@ def to_messages(row: Row) -> list[Message]:
         return [*_system(row), *_history(row), _turn("user", _string(row[ask])), _turn("assistant", _string(row[answer]))]
     if kind == "choice":
         return _choice_messages(row)
+    if kind == "rl":
+        return [*_system(row), *map(_message, row["prompt"])]
     raise RowError("not_a_dialogue", str(kind))
 
 
@@ -259,11 +274,14 @@ def to_preference(row: Row) -> tuple[list[Message], list[Message], list[Message]
     """(prompt, chosen, rejected) of a preference row; the last two hold only what follows the prompt.
 
     Raises:
-        RowError: not_a_preference, no_prompt, not_text, bad_turn, unknown_role.
+        RowError: not_a_preference, empty_chosen, empty_rejected, no_prompt, not_text, bad_turn, unknown_role.
     """
     keys = preference_keys(row)
     if keys is None:
         raise RowError("not_a_preference")
+    for key, part in zip(keys, ("chosen", "rejected"), strict=True):
+        if row[key] is None or row[key] == []:
+            raise RowError(f"empty_{part}")
     chosen, rejected = (_answer(row[k]) for k in keys)
     prompt = _preference_prompt(row)
     if not prompt or chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
@@ -346,6 +364,8 @@ def map_texts(row: Row, change: Callable[[str], str], text_fields: Sequence[str]
         keys = ("question", "Question", "passage", "options", "choices", *_LETTERS)
     elif kind == "preference":
         keys = (*(preference_keys(row) or ()), *PROMPT_KEYS, *DIALOGUE_KEYS, "system")
+    elif kind == "rl":
+        keys = ("prompt", "system")
     elif kind in ("messages", "sharegpt"):
         keys = (dialogue_key(row) or "messages", "system")
     out = dict(row)

@@ -71,6 +71,16 @@ class Config:
         """The input paths as a list."""
         return [self.input] if isinstance(self.input, Path) else list(self.input)
 
+    def rules(self, name: str, members: Sequence[InputFile]) -> Rules:
+        """The rules for the rows of one set."""
+        p = self.process
+        least = p.min_chars if p.min_chars is not None else _MIN_CHARS.get(name, 2)
+        return Rules(
+            set_name=name, min_chars=least, max_chars=p.max_chars, max_turns=p.max_turns, split_long=p.split_long, sentiment=p.sentiment_filter, text_fields=self.text_fields,
+            columns=self.columns, clean=self.clean, filters=self.filters, pii=p.pii, pii_rules=p.pii_rules, names=tuple(f.name for f in members),
+            want_text=p.near_dedup or bool(p.decontaminate) or p.validation_ratio > 0,
+        )  # fmt: skip
+
 
 # --- the stage's answers ------------------------------------------------------------------------------------------------------------------
 
@@ -164,10 +174,14 @@ def _column(s: Mapping[str, Any]) -> dict[str, int]:
 
 
 def build(run: Run[Config]) -> dict[str, Any]:
-    """Every set in turn; then the checks that concern all of them."""
+    """The work of the stage."""
+    return write_sets(run.config, run.work)
+
+
+def write_sets(config: Config, work: Path) -> dict[str, Any]:
+    """Every set in turn into `work`; then the checks that concern all of them. Returns the stats."""
     from .funnel import SetRun
 
-    config = run.config
     sets = _find(config)
     if config.output is not None and len(sets.files) > 1:
         raise SopError(f"--output is one file, the input holds several sets: {', '.join(sets.files)}", fix="use --output_dir, or choose one with --subdir")
@@ -175,10 +189,10 @@ def build(run: Run[Config]) -> dict[str, Any]:
     files: list[dict[str, Any]] = []
     pii: Counter[str] = Counter()
     for name, members in sets.files.items():
-        folder = run.work if config.subdir or config.output else run.work / name
+        folder = work if config.subdir or config.output else work / name
         folder.mkdir(exist_ok=True)
         stem = config.output.name.removesuffix(".jsonl") if config.output else ""
-        done = SetRun(name, members, rules_of(config, name, members), config.process, folder, stem=stem, workers=config.workers).run()
+        done = SetRun(name, members, config.rules(name, members), config.process, folder, stem=stem, workers=config.workers).run()
         _check_encoding(members, done.undecodable)
         totals[name] = done.stats
         files += done.files
@@ -188,17 +202,6 @@ def build(run: Run[Config]) -> dict[str, Any]:
         if s["kept"] == 0:
             console.warn(f"set {name}: no rows " + ("were kept" if s["total"] else "in the input"))
     return {"sets": totals, "files": files, "left_alone": sets.left_alone, "pii": dict(sorted(pii.items()))}
-
-
-def rules_of(config: Config, name: str, members: Sequence[InputFile]) -> Rules:
-    """The rules for the rows of one set."""
-    p = config.process
-    least = p.min_chars if p.min_chars is not None else _MIN_CHARS.get(name, 2)
-    return Rules(
-        set_name=name, min_chars=least, max_chars=p.max_chars, max_turns=p.max_turns, split_long=p.split_long, sentiment=p.sentiment_filter, text_fields=config.text_fields,
-        columns=config.columns, clean=config.clean, filters=config.filters, pii=p.pii, pii_rules=p.pii_rules, names=tuple(f.name for f in members),
-        want_text=p.near_dedup or bool(p.decontaminate) or p.validation_ratio > 0,
-    )  # fmt: skip
 
 
 def _check_encoding(members: Sequence[InputFile], undecodable: Mapping[int, tuple[int, int]]) -> None:

@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 from . import filters, pii
 from .characters import codepoints
 from .clean import CleanConfig, cleaner
-from .filters import FilterConfig
+from .filters import FilterConfig, PartConfig
 from .fold import key_of
-from .formats import DIALOGUE_KEYS, Row, RowError, detect, map_texts, text_key, to_messages, to_preference, to_text, tools_of
+from .formats import DIALOGUE_KEYS, Row, RowError, detect, map_texts, missing_part, text_key, to_messages, to_preference, to_text, tools_of
 from .records import dumps, parse_object
+from .rl import RLConfig, to_rl
 
 SHOWN = 200  # characters of a row in reports
 DROPPED = frozenset({"unknown_role"})  # read errors that say something about the content, not about the file
+INCOMPLETE = frozenset({"no_prompt", "no_answer", "no_chosen", "no_rejected", "empty_chosen", "empty_rejected"})  # the same of preference data
 
 
 class Item(NamedTuple):
@@ -77,6 +79,8 @@ class Rules:
     pii_rules: tuple[str, ...]
     names: tuple[str, ...]  # file number -> name in `_source`
     want_text: bool
+    parts: PartConfig = PartConfig()
+    rl: RLConfig | None = None  # preference data: rows that only serve as prompts are welcome too
 
     def source(self, item: Item, piece: int = 0) -> str:
         """`<file>:<line>`, and `#<piece>` for the second and later pieces of a split document."""
@@ -105,7 +109,7 @@ class Judge:
             return self._readable(item, self._renamed(row))
         except RowError as wrong:
             shown = dumps(row)
-            if wrong.reason in DROPPED:
+            if wrong.reason in DROPPED or (self.rules.rl and wrong.reason in INCOMPLETE):
                 return [self._out(item, 0, wrong.reason, shown)]
             return [self._bad(item, wrong.reason, shown)]
         except ValueError:  # what JSON cannot say: infinite numbers, bytes in a table
@@ -130,7 +134,7 @@ class Judge:
         fields = self.rules.text_fields
         pretrain = bool(fields) or kind == "text"
         if kind is None and not fields:
-            raise RowError("unknown_format")
+            raise RowError((self.rules.rl and missing_part(row)) or "unknown_format")
         self.tally.formats[item.file, kind or "text"] += 1
         before = to_text(row, fields)
         hits: Counter[str] = Counter()
@@ -170,13 +174,25 @@ class Judge:
 
     def _structure(self, row: Row, kind: str | None) -> str | None:
         """Faults of dialogues and preferences; rows of another kind than their set holds are errors."""
-        name = self.rules.set_name
+        rules, name = self.rules, self.rules.set_name
+        if rules.rl and kind != "preference":
+            return self._prompt(row, rules.rl)
         if name == "reward" or (kind == "preference" and name not in ("pretrain", "finetune")):
-            return filters.preference(*to_preference(row))
+            return filters.preference(*to_preference(row), rules.parts)
         if name == "finetune" or (name != "pretrain" and kind in ("alpaca", "io", "sharegpt", "messages")):
             tools_of(row)
             messages = to_messages(row)
-            return filters.dialogue(messages, self.rules.max_turns) or filters.refusal(messages, self.rules.filters)
+            return filters.dialogue(messages, rules.max_turns) or filters.refusal(messages, rules.filters)
+        return None
+
+    def _prompt(self, row: Row, config: RLConfig) -> str | None:
+        """Why a row without a preference is no prompt either."""
+        if not config.enabled:
+            return "not_a_preference"
+        try:
+            to_rl(row, config)
+        except RowError as wrong:
+            return wrong.reason
         return None
 
     def _pieces(self, text: str) -> list[str]:

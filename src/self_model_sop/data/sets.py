@@ -15,6 +15,7 @@ from .records import Source, files_of, is_data_file, source
 
 SETS = ("pretrain", "finetune", "reward")
 _SET_OF = {"text": "pretrain", "preference": "reward", "alpaca": "finetune", "sharegpt": "finetune", "messages": "finetune", "io": "finetune"}
+_LEFT = {"choice": "multiple choice: evaluation data", "rl": "prompts for RL: sop data preference reads them"}
 _LOOKED_AT = 50  # readable rows that decide what a file is
 
 
@@ -62,8 +63,8 @@ def find(paths: Sequence[Path], subdir: str | None, encoding: str, *, text_field
     sources = {name: [source(p, encoding, max_line_bytes) for p in files] for name, files in found.items()}
     for item in (source(p, encoding, max_line_bytes) for p in unsorted):
         kind = _set_of(item, text_fields, columns or {})
-        if kind is None:
-            left.append(f"{item.path.name} (multiple choice: evaluation data)")
+        if kind in _LEFT:
+            left.append(f"{item.path.name} ({_LEFT[kind]})")
         else:
             sources.setdefault(kind, []).append(item)
     if not any(sources.values()):
@@ -73,8 +74,8 @@ def find(paths: Sequence[Path], subdir: str | None, encoding: str, *, text_field
     return Sets({name: [InputFile(s, names[s.path]) for s in sources[name]] for name in order}, left)
 
 
-def _set_of(item: Source, text_fields: Sequence[str], columns: dict[str, str]) -> str | None:
-    """The set of a file by the format most of its first rows have; a file without readable rows is pretraining text; None for multiple choice."""
+def _set_of(item: Source, text_fields: Sequence[str], columns: dict[str, str]) -> str:
+    """The set of a file by the format most of its first rows have (that format where it belongs to none); a file without readable rows is pretraining text."""
     rows = islice((r.row for r in item if r.row is not None), _LOOKED_AT)
     seen = Counter(detect({columns.get(k, k): v for k, v in row.items()}) for row in rows)
     if not seen or text_fields:
@@ -87,7 +88,7 @@ def _set_of(item: Source, text_fields: Sequence[str], columns: dict[str, str]) -
             fix="name the text with --text_fields, or rename fields in YAML (columns: {theirs: ours}); "
             "known: text | instruction, output | conversations | messages | prompt, chosen, rejected",
         )  # fmt: skip
-    return None if kind == "choice" else _SET_OF[kind]
+    return _SET_OF.get(kind, kind)
 
 
 def _keys(item: Source) -> Iterator[str]:
