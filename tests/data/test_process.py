@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from self_model_sop.config import ConfigError
@@ -16,7 +17,7 @@ from self_model_sop.data import process
 from self_model_sop.data.process import Config, ProcessConfig
 from self_model_sop.data.records import read, write_jsonl
 from self_model_sop.data.rows import split_text
-from self_model_sop.data.split import position, validation_groups
+from self_model_sop.data.split import positions, validation_groups
 from self_model_sop.errors import DATA, SopError
 from self_model_sop.stage import load_for
 
@@ -100,6 +101,7 @@ def test_the_documented_command(tmp_path: Path) -> None:
     assert "text, utf-8, 63 rows" in done.stdout
     folder = tmp_path / "final" / "pretrain"
     assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
+        "clusters.jsonl",
         "dropped.jsonl",
         "manifest.json",
         "train.jsonl",
@@ -171,6 +173,22 @@ def test_duplicates_are_folded_and_the_first_stays(tmp_path: Path) -> None:
     assert {r["text"] for r in kept(tmp_path / "out" / "pretrain")} == {base, variants[3]}
 
 
+def test_clusters_name_the_kept_row_and_all_that_went_for_it(tmp_path: Path) -> None:
+    first, other = (d["text"] for d in documents(2))
+    near = first[:-1] + "了。"
+    run_on(tmp_path, [{"text": t} for t in (first, near, other, first + " ", near, other)])
+    assert rows(tmp_path / "out" / "pretrain" / "clusters.jsonl") == [
+        {"_source": "in.jsonl:1", "duplicates": ["in.jsonl:4", "in.jsonl:5"], "near_duplicates": ["in.jsonl:2"]},
+        {"_source": "in.jsonl:3", "duplicates": ["in.jsonl:6"]},
+    ]
+    assert [(r["_source"], r["reason"], r["of"]) for r in rows(tmp_path / "out" / "pretrain" / "dropped.jsonl")] == [
+        ("in.jsonl:2", "near_duplicates", "in.jsonl:1"),
+        ("in.jsonl:4", "duplicates", "in.jsonl:1"),
+        ("in.jsonl:5", "duplicates", "in.jsonl:2"),
+        ("in.jsonl:6", "duplicates", "in.jsonl:3"),
+    ]
+
+
 def test_different_tool_calls_are_no_duplicates(tmp_path: Path) -> None:
     def row(city: str) -> dict[str, Any]:
         call = json.dumps({"name": "weather", "arguments": {"city": city}})
@@ -221,11 +239,13 @@ def test_validation_is_stable_when_data_grows(tmp_path: Path) -> None:
 
 
 def test_small_sets_get_validation_rows_too() -> None:
-    positions = [position(str(i).encode()) for i in range(20)]
-    assert len(validation_groups(positions, 0.001, 8)) == 4
-    assert len(validation_groups(positions[:2], 0.001, 8)) == 1
-    assert validation_groups(positions[:1], 0.5, 8) == set()
-    assert validation_groups(positions, 0.0, 8) == set()
+    where = positions(np.arange(40, dtype=np.uint64).reshape(20, 2))
+    assert len(set(where.tolist())) == 20
+    assert validation_groups(where, 0.001, 8).sum() == 4
+    assert validation_groups(where[:2], 0.001, 8).sum() == 1
+    assert validation_groups(where[:1], 0.5, 8).sum() == 0
+    assert validation_groups(where, 0.0, 8).sum() == 0
+    assert (validation_groups(where, 0.5, 1) <= (where < 2**63)).all()
 
 
 def test_near_duplicates_never_straddle(tmp_path: Path) -> None:

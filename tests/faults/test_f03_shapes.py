@@ -54,7 +54,7 @@ SHAPES: list[tuple[str, str]] = [
     ('{"messages": [{"role": "user"}]}', "not_text"),
     ('{"prompt": "x", "chosen": 1, "rejected": "y"}', "not_text"),
     ('{"prompt": 1, "chosen": "x", "rejected": "y"}', "not_text"),
-    ('{"prompt": "x", "chosen": [], "rejected": "y"}', "not_text"),
+    ('{"prompt": "x", "chosen": [], "rejected": "y"}', "empty_chosen"),
     ('{"question": "x", "options": 3, "A": 1}', "unknown_format"),
 ]
 

@@ -7,7 +7,7 @@ import gzip
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ..errors import DATA, SopError, missing_extra
 
@@ -45,13 +45,21 @@ class _Bounded(io.RawIOBase):
         super().close()
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked while reading where its suffix or its first bytes say so."""
+def is_packed(path: Path) -> str:
+    """`gz` or `zst` where a file's suffix or its first bytes say so, else empty."""
     with path.open("rb") as f:
         magic = f.read(4)
     if path.suffix == ".gz" or magic[:2] == b"\x1f\x8b":
+        return "gz"
+    return "zst" if path.suffix == ".zst" or magic == b"\x28\xb5\x2f\xfd" else ""
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The bytes of a file, unpacked while reading where it is packed."""
+    packed = is_packed(path)
+    if packed == "gz":
         return io.BufferedReader(_Bounded(gzip.open(path, "rb"), path), _CHUNK)
-    if path.suffix == ".zst" or magic == b"\x28\xb5\x2f\xfd":
+    if packed == "zst":
         try:
             import zstandard
         except ImportError:
@@ -60,19 +68,46 @@ def open_bytes(path: Path) -> IO[bytes]:
     return path.open("rb", buffering=_CHUNK)
 
 
-def _byte_lines(path: Path, limit: int) -> Iterator[tuple[int, bytes, bool]]:
+class Span(NamedTuple):
+    """The lines of a file that begin at the bytes start .. end - 1."""
+
+    start: int = 0
+    end: int | None = None
+
+
+WHOLE = Span()
+
+
+def _byte_lines(path: Path, limit: int, span: Span = WHOLE) -> Iterator[tuple[int, bytes, bool]]:
     """(line number, line without its end, complete?) for every line; of a line longer than `limit` only the start."""
     with open_bytes(path) as f:
-        number = 0
-        while line := f.readline(limit + 2):
+        number, at = _seek_line(f, span.start)
+        while (span.end is None or at < span.end) and (line := f.readline(limit + 2)):
             number += 1
+            at += len(line)
             complete = len(line.rstrip(b"\r\n")) <= limit
             if not complete:
                 tail = line
                 while tail and not tail.endswith(b"\n"):
                     tail = f.readline(_CHUNK)
+                    at += len(tail)
                 line = line[:1000]
             yield number, line.removesuffix(b"\n").removesuffix(b"\r"), complete
+
+
+def _seek_line(f: IO[bytes], start: int) -> tuple[int, int]:
+    """(lines before, byte) of the first line that begins at `start` or later; the file is left there."""
+    number, at, last = 0, 0, b"\n"
+    while at < start:
+        chunk = f.read(min(_CHUNK, start - at))
+        if not chunk:
+            return number, start
+        number += chunk.count(b"\n")
+        at, last = at + len(chunk), chunk[-1:]
+    while last != b"\n" and (tail := f.readline(_CHUNK)):
+        at, last = at + len(tail), tail[-1:]
+        number += last == b"\n"
+    return number, at
 
 
 # --- encodings ----------------------------------------------------------------------------------------------------------------------------
@@ -126,12 +161,12 @@ def likely_encoding(path: Path) -> str:
     return best if scores[best] else "unknown (binary data?)"
 
 
-def text_lines(path: Path, encoding: str, limit: int = MAX_LINE_BYTES) -> Iterator[tuple[int, str, str | None]]:
-    """(line number, text, error) for every line of a text file; error is line_too_long or undecodable."""
+def text_lines(path: Path, encoding: str, limit: int = MAX_LINE_BYTES, span: Span = WHOLE) -> Iterator[tuple[int, str, str | None]]:
+    """(line number, text, error) for every line of a text file, or of a span of it (no span of UTF-16/32); error is line_too_long or undecodable."""
     if encoding.startswith(("utf-16", "utf-32")):
         yield from _wide_lines(path, encoding, limit)
         return
-    for number, line, complete in _byte_lines(path, limit):
+    for number, line, complete in _byte_lines(path, limit, span):
         if number == 1 and encoding == "utf-8":
             line = line.removeprefix(codecs.BOM_UTF8)
         if not complete:

@@ -25,16 +25,36 @@ BATCH_TEXTS = 1 << (64 - FIELD)
 _HASH = FIELD - 8  # bits of the hash, below 8 bits of rarity
 _SIGNATURE = 256  # bits
 _PIECE = 1 << 14  # pairs looked at together
-_SORTED = 1 << 27  # n-gram hashes sorted at once (512 MiB)
+_SORTED = 1 << 27  # n-gram hashes sorted at once, at most (512 MiB)
 _COUNTED = 1 << 18  # of these, how many are looked at together
 
 
-def table_bits(total: int) -> int:
-    """Size of the table of `frequencies`, as a power of two: about one entry for an n-gram."""
-    return min(32, max(10, (max(total, 2) - 1).bit_length()))
+def table_bits(total: int, memory: int = 1 << 34) -> int:
+    """Size of a table of counts, as a power of two: about one entry for an n-gram, a quarter of the memory at most."""
+    return min(32, max(10, (max(total, 2) - 1).bit_length()), max(10, (memory // 4).bit_length() - 1))
 
 
-def frequencies(grams: Grams, bits: int) -> NDArray[np.uint8]:
+def count_up(table: NDArray[np.uint8], bits: int, hashes: NDArray[np.uint32]) -> None:
+    """Count n-grams by the top bits of their hashes: 0, 1, or 2 for more. Tables of parts of a corpus add up (`add_tables`)."""
+    import numpy as np
+
+    entry = hashes >> np.uint32(32 - bits)
+    entry.sort()
+    first = first_of_runs(entry)
+    once = entry[first]
+    table[once] = np.minimum(table[once] + np.uint8(1), 2)
+    table[entry[~first]] = 2
+
+
+def add_tables(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The table of both parts: the sum, at most 2."""
+    import numpy as np
+
+    out: NDArray[np.uint8] = np.minimum(a + b, np.uint8(2))
+    return out
+
+
+def frequencies(grams: Grams, bits: int, memory: int = 1 << 34) -> NDArray[np.uint8]:
     """Table [2**bits] of how often an n-gram occurs in all texts, by the top bits of its hash: 0 means at most once, else its count, at most 255.
 
     Where several share an entry it holds the highest count. Worked through in ranges of hashes, so that the memory for sorting is bounded.
@@ -42,7 +62,7 @@ def frequencies(grams: Grams, bits: int) -> NDArray[np.uint8]:
     import numpy as np
 
     table = np.zeros(1 << bits, np.uint8)
-    parts = -(-grams.total // _SORTED) or 1
+    parts = -(-grams.total // max(1, min(_SORTED, memory // 32))) or 1
     edges = [(i << 32) // parts for i in range(parts + 1)]
     for low, high in itertools.pairwise(edges):
         values = np.concatenate([_in_range(hashes, low, high) for _, _, hashes in grams])
@@ -151,12 +171,12 @@ def _popcount(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
     return np.asarray(np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1, dtype=np.uint8))
 
 
-def build(grams: Grams, t: float) -> Index:
+def build(grams: Grams, t: float, memory: int = 1 << 34) -> Index:
     """Index the prefixes: J >= t implies that two texts share one of the first |x| - ceil(t|x|) + 1 n-grams of each, in any global order; here rarest first."""
     import numpy as np
 
-    bits = table_bits(grams.total)
-    table = frequencies(grams, bits)
+    bits = table_bits(grams.total, memory)
+    table = frequencies(grams, bits, memory)
     number = len(grams.texts)
     size, once = np.zeros((2, number), np.int64)
     index = Index(size, once, np.zeros((_SIGNATURE // 64, number), np.uint64), np.zeros(0, np.uint64), max(1, (number - 1).bit_length()))

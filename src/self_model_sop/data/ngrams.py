@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,22 @@ def hash_windows(codes: NDArray[np.uint32], n: int, width: int) -> NDArray[Any]:
     return out
 
 
+@runtime_checkable
+class Stored(Protocol):
+    """Texts that are not in memory: their lengths are known, neighbours can be read together."""
+
+    lengths: Ints
+
+    def joined(self, low: int, high: int) -> str: ...
+
+
+def lengths_of(texts: Sequence[str]) -> Ints:
+    """Characters of each text, [texts]."""
+    import numpy as np
+
+    return texts.lengths if isinstance(texts, Stored) else np.fromiter(map(len, texts), np.int64, len(texts))
+
+
 class Grams:
     """The n-gram hashes of texts that are all at least n long.
 
@@ -48,7 +64,7 @@ class Grams:
         import numpy as np
 
         self.texts, self.n, self.width = texts, n, width
-        self.lengths: Ints = np.fromiter(map(len, texts), np.int64, len(texts))
+        self.lengths = lengths_of(texts)
         self.counts = self.lengths - (n - 1)  # n-grams of each text, repeats included
         ends = np.cumsum(self.lengths)
         self.total = int(self.counts.sum())
@@ -71,7 +87,8 @@ class Grams:
     def _block(self, lo: int, hi: int) -> NDArray[Any]:
         import numpy as np
 
-        codes = np.frombuffer("".join(self.texts[lo:hi]).encode("utf-32-le", "surrogatepass"), "<u4")
+        joined = self.texts.joined(lo, hi) if isinstance(self.texts, Stored) else "".join(self.texts[lo:hi])
+        codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
         hashes = hash_windows(codes, self.n, self.width)
         inside = np.ones(len(codes), bool)  # windows that cross into the next text are dropped
         ends = np.cumsum(self.lengths[lo:hi])

@@ -58,6 +58,8 @@ def preflight(config: Config) -> list[tuple[str, str, str]]:
 def build(run: Run[Config]) -> dict[str, Any]:
     """Everything that data.process does, then the two views of the kept rows."""
     stats = process.write_sets(run.config, run.work)
+    if run.config.shard is not None:
+        return stats
     views = _Views(run.config, run.work)
     for split in ("train", "validation"):
         views.write(split)
@@ -138,6 +140,8 @@ def summary(done: Artifact) -> list[str]:
     """The funnel, the lengths of the parts, and the prompts with what was missing."""
     stats = done.stats
     lines = process.summary(done)
+    if "part" in stats:
+        return lines
     lines += [f"  {part}: " + ", ".join(f"{k} {v:,}" for k, v in found.items()) + " characters" for part, found in stats["lengths"].items()]
     lines.append("  preference rows: " + ", ".join(f"{split} {n:,}" for split, n in stats["preferences"].items()))
     if stats["rl"]:
@@ -148,7 +152,8 @@ def summary(done: Artifact) -> list[str]:
 
 
 STAGE = Stage(
-    name="data.preference", version=1, config=Config, output=process.output, build=build, inputs=process.inputs, preflight=preflight, plan=process.plan, summary=summary,
+    name="data.preference", version=2, config=Config, output=process.output, build=build, inputs=process.inputs, preflight=preflight, plan=process.plan, summary=summary,
+    next=lambda config: process.following(config) if config.shard else "",
 )  # fmt: skip
 
 

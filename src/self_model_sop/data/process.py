@@ -6,9 +6,10 @@ total + pieces of split documents = kept + dropped by reason + quarantined, chec
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,11 @@ from ..config import option
 from ..errors import DATA, SopError
 from ..stage import Artifact, Run, Stage, stage_main
 from .clean import CleanConfig
+from .decontaminate import Choice
 from .encodings import MAX_LINE_BYTES, likely_encoding
 from .filters import FilterConfig
 from .pii import DEFAULT_RULES, RULES
+from .records import read
 from .rows import Rules
 from .sets import InputFile, Sets, find
 
@@ -66,10 +69,18 @@ class Config:
     clean: CleanConfig = option(factory=CleanConfig)
     filters: FilterConfig = option(factory=FilterConfig)
     workers: int = option(1, "processes; the result is the same for any number", cosmetic=True, flag="--workers")
+    memory: float = option(2.0, "GiB that looking for duplicates may take; what does not fit is read from disk or computed again", cosmetic=True, flag="--memory")
+    shard: str | None = option(None, "i/n: work only on the i-th of n parts of the input, for a later --merge n", flag="--shard")
+    merge: int | None = option(None, "put n parts made with --shard together; the result is that of one run", cosmetic=True, flag="--merge")
 
     def inputs(self) -> list[Path]:
         """The input paths as a list."""
         return [self.input] if isinstance(self.input, Path) else list(self.input)
+
+    def _evaluation_items(self) -> tuple[str | Choice, ...]:
+        from .decontaminate import item_of
+
+        return tuple(item_of(r.row) for r in read(self.process.decontaminate) if r.row is not None)
 
     def rules(self, name: str, members: Sequence[InputFile]) -> Rules:
         """The rules for the rows of one set."""
@@ -78,7 +89,7 @@ class Config:
         return Rules(
             set_name=name, min_chars=least, max_chars=p.max_chars, max_turns=p.max_turns, split_long=p.split_long, sentiment=p.sentiment_filter, text_fields=self.text_fields,
             columns=self.columns, clean=self.clean, filters=self.filters, pii=p.pii, pii_rules=p.pii_rules, names=tuple(f.name for f in members),
-            want_text=p.near_dedup or bool(p.decontaminate) or p.validation_ratio > 0,
+            want_text=p.near_dedup or p.validation_ratio > 0, items=self._evaluation_items(),
         )  # fmt: skip
 
 
@@ -86,10 +97,27 @@ class Config:
 
 
 def output(config: Config) -> Target:
-    """One set: its own folder (or the one file); several: the output folder."""
+    """One set: its own folder (or the one file); several: the output folder; a part: a folder beside that."""
+    if config.shard is not None:
+        return Target(shard_folder(config, *parse_shard(config.shard)))
     if config.output is not None:
         return Target(config.output.parent, config.output.name.removesuffix(".jsonl"))
     return Target(config.output_dir / config.subdir if config.subdir else config.output_dir)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/4` as (2, 4)."""
+    i, _, n = text.partition("/")
+    part, of = int(i), int(n)
+    if not 1 <= part <= of:
+        raise ValueError(text)
+    return part, of
+
+
+def shard_folder(config: Config, part: int, of: int) -> Path:
+    """Where a part lies: `<output>.shards/<i>-of-<n>`, beside the output."""
+    whole = config.output or (config.output_dir / config.subdir if config.subdir else config.output_dir)
+    return whole.with_name(f"{whole.name}.shards") / f"{part}-of-{of}"
 
 
 def inputs(config: Config) -> dict[str, Path | None]:
@@ -116,6 +144,9 @@ def preflight(config: Config) -> list[tuple[str, str, str]]:
     problems += [("process.pii_rules", f"unknown rule {name!r}", "known: " + ", ".join(RULES)) for name in p.pii_rules if name not in RULES]
     if config.workers < 1:
         problems.append(("workers", "must be at least 1", ""))
+    if not config.memory >= 0.25:
+        problems.append(("memory", "must be at least 0.25 (GiB)", "2"))
+    problems += _shard_problems(config)
     if any("\0" in str(x) for x in (config.output_dir, config.output, *config.inputs())):
         problems.append(("", "a path holds a NUL character", ""))
     if problems:
@@ -127,6 +158,16 @@ def preflight(config: Config) -> list[tuple[str, str, str]]:
         if path.is_dir() and into.is_relative_to(path.resolve()):
             problems.append(("output_dir", f"lies inside the input folder {path}: a later run would read its own output", "choose another folder"))
     return problems
+
+
+def _shard_problems(config: Config) -> list[tuple[str, str, str]]:
+    if config.shard is None:
+        return [("merge", "must be at least 1", "")] if config.merge is not None and config.merge < 1 else []
+    try:
+        parse_shard(config.shard)
+    except ValueError:
+        return [("shard", f"{config.shard!r} is not of the form i/n", "2/4 is the second of four parts")]
+    return [("merge", "a part is made or parts are merged, not both", "leave one out")] if config.merge is not None else []
 
 
 def plan(config: Config) -> list[str]:
@@ -143,6 +184,8 @@ def _find(config: Config) -> Sets:
 def summary(done: Artifact) -> list[str]:
     """The table of the run: files with format and encoding, then the funnel of each set."""
     stats = done.stats
+    if "part" in stats:
+        return [f"  part {stats['part']}: " + ", ".join(f"{name} {n:,} rows" for name, n in stats["rows"].items())]
     lines = [f"  {f['name']}: {f['format']}, {f['encoding'] or 'binary'}, {f['rows']:,} rows -> {f['set']}" for f in stats["files"]]
     lines += [f"  left alone: {item}" for item in stats["left_alone"]]
     if stats["pii"]:
@@ -180,28 +223,75 @@ def build(run: Run[Config]) -> dict[str, Any]:
 
 def write_sets(config: Config, work: Path) -> dict[str, Any]:
     """Every set in turn into `work`; then the checks that concern all of them. Returns the stats."""
-    from .funnel import SetRun
+    from .collect import collect
+    from .funnel import finish
+    from .parts import Parts
 
     sets = _find(config)
     if config.output is not None and len(sets.files) > 1:
         raise SopError(f"--output is one file, the input holds several sets: {', '.join(sets.files)}", fix="use --output_dir, or choose one with --subdir")
+    if config.shard is not None:
+        return _write_part(config, sets, work)
+    shards = _shards(config) if config.merge else []
     totals: dict[str, dict[str, Any]] = {}
     files: list[dict[str, Any]] = []
     pii: Counter[str] = Counter()
     for name, members in sets.files.items():
         folder = work if config.subdir or config.output else work / name
         folder.mkdir(exist_ok=True)
+        rules = config.rules(name, members)
+        spool = folder / ".part"
+        if not shards:
+            spool.mkdir()
+            collect(name, members, rules, spool, workers=config.workers)
         stem = config.output.name.removesuffix(".jsonl") if config.output else ""
-        done = SetRun(name, members, config.rules(name, members), config.process, folder, stem=stem, workers=config.workers).run()
+        with Parts([shard / name for shard in shards] or [spool], rules.names) as parts:
+            done = finish(name, members, config.process, parts, folder, stem=stem, memory=int(config.memory * 2**30))
+        if not shards:
+            shutil.rmtree(spool)
         _check_encoding(members, done.undecodable)
         totals[name] = done.stats
         files += done.files
-        pii += done.pii
+        pii.update(done.pii)
     _check_bad(totals, config.process.max_bad_ratio, files)
     for name, s in totals.items():
         if s["kept"] == 0:
             console.warn(f"set {name}: no rows " + ("were kept" if s["total"] else "in the input"))
     return {"sets": totals, "files": files, "left_alone": sets.left_alone, "pii": dict(sorted(pii.items()))}
+
+
+def _write_part(config: Config, sets: Sets, work: Path) -> dict[str, Any]:
+    """The rows of one part of every set, judged; nothing is decided that needs the other parts."""
+    from .collect import collect
+    from .parts import Totals
+
+    rows: dict[str, int] = {}
+    for name, members in sets.files.items():
+        (work / name).mkdir()
+        collect(name, members, config.rules(name, members), work / name, workers=config.workers, part=parse_shard(str(config.shard)))
+        rows[name] = Totals.load(work / name / "part.json").rows.total()
+    return {"part": config.shard, "rows": rows}
+
+
+def _shards(config: Config) -> list[Path]:
+    """The folders of all parts, which must be complete, untouched, and made from the same input with the same settings."""
+    of = int(config.merge or 0)
+    folders = []
+    for part in range(1, of + 1):
+        one = replace(config, shard=f"{part}/{of}", merge=None)
+        wrong = _stage_of(config).why(one)
+        if wrong:
+            raise SopError(f"part {part} of {of} cannot be merged: {wrong}", where=str(output(one)), fix=f"run the same command with --shard {part}/{of} instead of --merge {of}")
+        folders.append(output(one).folder)
+    return folders
+
+
+def _stage_of(config: Config) -> Stage[Any]:
+    """The stage that a config belongs to: this one, or data.preference."""
+    from importlib import import_module
+
+    stage: Stage[Any] = import_module(type(config).__module__).STAGE
+    return stage
 
 
 def _check_encoding(members: Sequence[InputFile], undecodable: Mapping[int, tuple[int, int]]) -> None:
@@ -229,11 +319,13 @@ def _check_bad(totals: Mapping[str, Mapping[str, Any]], most: float, files: Sequ
 
 def following(config: Config) -> str:
     """The next command."""
+    if config.shard is not None:
+        return f"the other parts, then the same command with --merge {parse_shard(config.shard)[1]}"
     return {"finetune": "sop train sft", "reward": ""}.get(config.subdir or "", "sop tokenizer baseline")
 
 
 STAGE = Stage(
-    name="data.process", version=1, config=Config, output=output, build=build, inputs=inputs, preflight=preflight, plan=plan, summary=summary, next=following,
+    name="data.process", version=2, config=Config, output=output, build=build, inputs=inputs, preflight=preflight, plan=plan, summary=summary, next=following,
 )  # fmt: skip
 
 

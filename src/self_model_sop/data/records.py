@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DATA, SopError
-from .encodings import FREE_BYTES, MAX_LINE_BYTES, MAX_RATIO, detect_encoding, has_surrogate, open_bytes, text_lines
+from .encodings import FREE_BYTES, MAX_LINE_BYTES, MAX_RATIO, WHOLE, Span, detect_encoding, has_surrogate, open_bytes, text_lines
 
 __all__ = ["COMPRESSED", "FREE_BYTES", "MAX_LINE_BYTES", "MAX_RATIO", "Record", "Source", "files_of", "kind_of", "parse_object", "read", "source", "write_jsonl"]
 
@@ -257,8 +257,13 @@ def _elements(text: str, at: int, name: str) -> Iterator[Record]:
 
 
 def _read_txt(src: Source) -> Iterator[Record]:
+    yield from text_records(src)
+
+
+def text_records(src: Source, span: Span = WHOLE) -> Iterator[Record]:
+    """The lines of a text file (or of a span of it) as records."""
     name = str(src.path)
-    for number, text, error in text_lines(src.path, src.encoding, src.max_line_bytes):
+    for number, text, error in text_lines(src.path, src.encoding, src.max_line_bytes, span):
         if error is None and not text.strip():
             continue
         if error is None and "\0" in text:
@@ -300,5 +305,3 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
             f.write(dumps(row) + "\n")
             count += 1
     return count
-
-

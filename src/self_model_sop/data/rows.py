@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from . import filters, pii
 from .characters import codepoints
 from .clean import CleanConfig, cleaner
+from .decontaminate import Choice, Overlap
 from .filters import FilterConfig, PartConfig
 from .fold import key_of
 from .formats import DIALOGUE_KEYS, Row, RowError, detect, map_texts, missing_part, text_key, to_messages, to_preference, to_text, tools_of
@@ -79,6 +80,7 @@ class Rules:
     pii_rules: tuple[str, ...]
     names: tuple[str, ...]  # file number -> name in `_source`
     want_text: bool
+    items: tuple[str | Choice, ...] = ()  # evaluation items that no row may overlap
     parts: PartConfig = PartConfig()
     rl: RLConfig | None = None  # preference data: rows that only serve as prompts are welcome too
 
@@ -93,6 +95,7 @@ class Judge:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self._clean = {kind: cleaner(rules.clean, pretrain=kind) for kind in (True, False)}
+        self._overlap = Overlap(rules.items) if rules.items else None
         self.tally = Tally()
 
     def block(self, items: Sequence[Item]) -> tuple[list[Outcome], Tally]:
@@ -201,6 +204,8 @@ class Judge:
     def _decide(self, item: Item, piece: int, row: Row, text: str, pretrain: bool) -> Outcome:
         codes = codepoints(text)
         reason = self._quality(text, codes, pretrain)
+        if reason is None and self._overlap and next(self._overlap.find([text])) is not None:
+            reason = "contaminated"
         if reason:
             return self._out(item, piece, reason, text)
         row.pop("_source", None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DATA, SopError
+from .encodings import WHOLE, Span, is_packed
 from .formats import detect
 from .records import Source, files_of, is_data_file, source
 
@@ -102,3 +103,30 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
         return {p: p.name for p in paths}
     common = Path(os.path.commonpath([p.parent for p in paths]))
     return {p: str(p.relative_to(common)) if p.name in twice else p.name for p in paths}
+
+
+# --- parts of the input -------------------------------------------------------------------------------------------------------------------
+
+
+def part_of(members: Sequence[InputFile], part: int, of: int) -> list[tuple[int, Span]]:
+    """The `part`-th (from 1) of `of` parts of a set: (file number, span) in order.
+
+    The bytes of all files, one file after the other, are cut into equal ranges. Plain JSONL and text files are cut at lines; any other file belongs whole to the part in which
+    it begins.
+    """
+    sizes = [m.source.path.stat().st_size for m in members]
+    low, high = sum(sizes) * (part - 1) // of, sum(sizes) * part // of
+    out, begin = [], 0
+    for number, (member, size) in enumerate(zip(members, sizes, strict=True)):
+        end = begin + size
+        if _divisible(member.source):
+            if begin < high and end > low:
+                out.append((number, Span(max(0, low - begin), None if end <= high else high - begin)))
+        elif low <= begin < high:
+            out.append((number, WHOLE))
+        begin = end
+    return out
+
+
+def _divisible(source: Source) -> bool:
+    return source.kind in ("jsonl", "txt") and not is_packed(source.path) and not source.encoding.startswith(("utf-16", "utf-32"))

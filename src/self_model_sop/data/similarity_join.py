@@ -25,9 +25,9 @@ _CHARACTERS = 1 << 18  # characters compared together
 _LONG = 256  # length of a list from which its texts may rather be paired with all such texts
 
 
-def join(texts: Sequence[str], n: int, t: float) -> Ints:
+def join(texts: Sequence[str], n: int, t: float, memory: int = 1 << 31) -> Ints:
     """For each text -1 where it is kept, else the index of an earlier kept one with Jaccard >= t. All texts differ and are at least n long."""
-    work = _Join(texts, n, t, build(Grams(texts, n, width=64, cache=1 << 28), t))
+    work = _Join(texts, n, t, build(Grams(texts, n, width=64, cache=memory // 8), t, memory))
     work.sure_rounds()
     work.in_order()
     return work.keeper

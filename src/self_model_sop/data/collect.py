@@ -1,0 +1,91 @@
+"""Every row of a set (or of one part of its input) through the rules, in this process or in others, in the order of the input."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from .. import console
+from ..errors import BUG, SopError
+from .encodings import WHOLE, Span, text_lines
+from .parts import PartWriter
+from .records import text_records
+from .rows import Item, Judge, Outcome, Rules, Tally, start_worker, work
+from .sets import InputFile, part_of
+
+_BLOCK_ROWS = 1000
+_BLOCK_CHARS = 1 << 20
+
+
+def collect(name: str, members: Sequence[InputFile], rules: Rules, folder: Path, *, workers: int = 1, part: tuple[int, int] | None = None) -> None:
+    """Judge the rows and leave a part in `folder`; with `part` = (i, n) only the i-th of n parts of the input, with a table of its n-grams for the merge."""
+    spans = part_of(members, *part) if part else [(i, WHOLE) for i in range(len(members))]
+    with PartWriter(folder, rules.names, _table_bits(members) if part and rules.want_text else 0) as out:
+        for outcomes, tally in _judged(rules, _blocks(name, members, spans), workers):
+            out.totals.tally(tally)
+            for outcome in outcomes:
+                out.take(outcome)
+
+
+def _table_bits(members: Sequence[InputFile]) -> int:
+    """The same for every part: about two entries for a character of the whole input, a GiB at most."""
+    from .ngram_index import table_bits
+
+    return min(30, table_bits(2 * sum(m.source.path.stat().st_size for m in members) // 3))
+
+
+def _blocks(name: str, members: Sequence[InputFile], spans: Sequence[tuple[int, Span]]) -> Iterator[list[Item]]:
+    block: list[Item] = []
+    size = 0
+    total = sum(members[i].source.path.stat().st_size if span.end is None else span.end - span.start for i, span in spans)
+    with console.progress(f"{name}: reading", total) as advance:
+        for i, span in spans:
+            for item in _items(i, members[i], span):
+                block.append(item)
+                size += len(item.content) if isinstance(item.content, str) else 500
+                if len(block) == _BLOCK_ROWS or size >= _BLOCK_CHARS:
+                    advance(size)
+                    yield block
+                    block, size = [], 0
+        if block:
+            yield block
+
+
+def _items(number: int, member: InputFile, span: Span) -> Iterator[Item]:
+    """The records of a file; JSON lines still as text, so that parsing happens in the workers."""
+    source = member.source
+    if source.kind == "jsonl":
+        for line, text, error in text_lines(source.path, source.encoding, source.max_line_bytes, span):
+            if error or text.strip(" \t\r"):
+                yield Item(number, line, None if error else text, error, text[:1000])
+        return
+    for record in text_records(source, span) if source.kind == "txt" else source:
+        yield Item(number, record.line, record.row, record.error, record.raw)
+
+
+def _judged(rules: Rules, blocks: Iterator[list[Item]], workers: int) -> Iterator[tuple[list[Outcome], Tally]]:
+    """The outcomes of every block in order, from this process or from `workers` others."""
+    if workers == 1:
+        judge = Judge(rules)
+        yield from map(judge.block, blocks)
+        return
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")  # fork is unsafe once a library has started threads
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(rules,)) as pool:
+        waiting: deque[Future[tuple[list[Outcome], Tally]]] = deque()
+        try:
+            for block in blocks:
+                waiting.append(pool.submit(work, block))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise SopError("a worker process died (killed, or out of memory?)", fix="run again, with fewer workers if memory is short: --workers 1", code=BUG) from None
+            raise
