@@ -129,6 +129,30 @@ def test_lexicon_and_auxiliary_terms_compete_by_gain(folder: Path, tmp_path: Pat
     assert sum(gains[:35]) > sum(gains[35:])
 
 
+@pytest.mark.parametrize("name", ["qwen", "llama2"])
+def test_where_tokens_are_built_by_merges_a_lexicon_is_further_text(folder: Path, tmp_path: Path, name: str) -> None:
+    lexicon, final = tmp_path / "terms.txt", write_corpus(tmp_path / "final")
+    lexicon.write_text("脊髓灰质炎\t90\nEnglish\t5\n心肌\t0\n", encoding="utf-8")
+    texts = {}
+    for share in (0.0, 0.3):
+        config = TokenizerConfig(
+            base_tokenizer=str(make(name, folder)), work_dir=tmp_path / f"work{share}", corpus=CorpusConfig(inputs=(final,)),
+            selection=SelectionConfig(new_tokens=150, min_freq=3, lexicon=lexicon, lexicon_share=share),
+        )  # fmt: skip
+        rows = read_plan(select.run(config).path / select.PLAN)
+        texts[share] = {r.text: r for r in rows}
+    assert "脊髓灰质炎" not in texts[0.0]  # no text uses it
+    assert texts[0.3]["脊髓灰质炎"].source == "lexicon" and texts[0.3]["脊髓灰质炎"].train_count > 3 and texts[0.3]["脊髓灰质炎"].heldout_count == 0
+    assert "English" not in texts[0.3] and {r.source for r in texts[0.3].values()} == {"corpus", "lexicon"}
+
+
+def test_the_lexicon_makes_up_its_share_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "患者" * 95, "source": "s", "weight": 2.0}) + "\n", encoding="utf-8")
+    texts = list(select.training_text(tmp_path / "train.jsonl", None, [("高血压", 2.0), ("冠心", 1.0)], 0.05).texts())
+    assert [t for t, _ in texts] == ["患者" * 95, "高血压", "冠心"] and texts[1][1] == 2 * texts[2][1]
+    assert sum(len(t) * w for t, w in texts[1:]) == pytest.approx(0.05 * sum(len(t) * w for t, w in texts))
+
+
 @pytest.mark.parametrize("source", ["lexicon", "auxiliary"])
 def test_a_term_of_another_source_wins_where_it_saves_more(folder: Path, source: str) -> None:
     text = Corpus(lambda: [("患者定期测量血压，", 1.0)] * 20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +158,14 @@ def curve(gains: Sequence[float], total: float) -> list[dict[str, float]]:
     return out
 
 
+def mark(rows: Sequence[Row], terms: Sequence[tuple[str, float]]) -> None:
+    """Name the lexicon as the source of the rows that write one of its terms."""
+    named = {term for term, _ in terms}
+    for row in rows:
+        if row.text in named:
+            row.source = "lexicon"
+
+
 def held_out_text(path: Path, most: int = HELD_OUT_CHARS) -> Corpus:
     """The held-out corpus, unweighted, up to `most` characters."""
 
@@ -172,12 +180,16 @@ def held_out_text(path: Path, most: int = HELD_OUT_CHARS) -> Corpus:
     return Corpus(texts)
 
 
-def training_text(path: Path, max_samples: int | None) -> Corpus:
-    """The training corpus with its weights."""
+def training_text(path: Path, max_samples: int | None, terms: Sequence[tuple[str, float]] = (), share: float = 0.0) -> Corpus:
+    """The training corpus with its weights, and behind it terms as often as their frequencies say, scaled to `share` of all characters."""
 
-    def texts() -> Iterable[tuple[str, float]]:
-        documents = console.track(corpus.documents(path, max_samples), "reading the training text", unit="documents")
-        return ((d.text, d.weight) for d in documents)
+    def texts() -> Iterator[tuple[str, float]]:
+        chars = 0.0
+        for d in console.track(corpus.documents(path, max_samples), "reading the training text", unit="documents"):
+            chars += d.weight * len(d.text)
+            yield d.text, d.weight
+        wanted, given = chars * share / (1 - share), sum(len(term) * frequency for term, frequency in terms)
+        yield from ((term, frequency * wanted / given) for term, frequency in terms if frequency > 0)
 
     return Corpus(texts)
 
@@ -192,8 +204,10 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     method = methods.method_of(base, settings)
     console.note(f"choosing tokens for a {base.kind} tokenizer of {base.size} tokens by {method}")
     folder = config.below("corpus").folder
-    training, held_out = training_text(folder / corpus.TRAIN, settings.max_samples), held_out_text(folder / corpus.HELD_OUT)
+    terms = lexicon(settings.lexicon) if settings.lexicon and method != "added_tokens" else []
+    training, held_out = training_text(folder / corpus.TRAIN, settings.max_samples, terms, settings.lexicon_share), held_out_text(folder / corpus.HELD_OUT)
     rows, measured = choose(base, training, held_out, settings, candidates_from(config, base))
+    mark(rows, terms)
     write_plan(run.work / PLAN, rows)
     (run.work / CURVE).write_text(json.dumps(measured["curve"], indent=1) + "\n", encoding="utf-8")
     before, after = measured["heldout_tokens_before"], measured["heldout_tokens_after"]

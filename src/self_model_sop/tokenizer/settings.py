@@ -50,6 +50,11 @@ class SelectionConfig:
     max_token_chars: int = option(16, "longest new token, in characters: boilerplate is no vocabulary")
     max_samples: int | None = option(None, "read at most so many documents of the training text, evenly spread")
     lexicon: Path | None = option(None, "own terms, one per line, `term<TAB>frequency` allowed; they compete by the same gain", path="input")
+    lexicon_share: float = option(0.05, "bases with merges: the terms, as often as their frequencies say, make up this share of the text that gains are measured on")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lexicon_share < 1:
+            raise ValueError("selection.lexicon_share must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
