@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from self_model_sop.artifact import sha256_file
 from self_model_sop.errors import Interrupted
-from self_model_sop.train import checkpoint, loop
+from self_model_sop.train import checkpoint, loop, pretrain
 from self_model_sop.train.sft import STAGE
-from tiny_models import tiny_qwen
-from tiny_runs import chats, run, sft_settings
+from tiny_models import tiny_bert, tiny_qwen
+from tiny_runs import chats, pretrain_settings, run, sft_settings, texts
 
 
 def _emptied(path: Path) -> None:
@@ -72,23 +73,28 @@ def test_pruning_keeps_the_newest_the_best_and_nothing_torn(tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-12", "checkpoint-2"]
 
 
-def test_a_real_run_falls_back_and_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    model, train = tiny_qwen(tmp_path / "model"), chats(tmp_path / "chats.jsonl", 40)
-
-    def values(out: Path) -> dict[str, object]:
-        return sft_settings(model, train, out, training_args__max_steps=8, training_args__save_steps=2)
-
+def _stopped_at(step: int, monkeypatch: pytest.MonkeyPatch, stage: Any, values: dict[str, Any]) -> None:
+    """Run until the checkpoint of a step is complete, then go away."""
     real = loop.checkpoint.mark_complete
 
-    def stop_after_six(folder: Path, **marker: object) -> checkpoint.Checkpoint:
+    def stopping(folder: Path, **marker: object) -> checkpoint.Checkpoint:
         made = real(folder, **marker)
-        if made.step == 6:
+        if made.step == step:
             raise Interrupted("the machine went away", code=143)
         return made
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(loop.checkpoint, "mark_complete", stop_after_six)
-        run(STAGE, values(tmp_path / "out"))
+        patch.setattr(loop.checkpoint, "mark_complete", stopping)
+        run(stage, values)
+
+
+def test_a_real_run_falls_back_and_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model, train = tiny_qwen(tmp_path / "model"), chats(tmp_path / "chats.jsonl", 40)
+
+    def values(out: Path) -> dict[str, Any]:
+        return sft_settings(model, train, out, training_args__max_steps=8, training_args__save_steps=2)
+
+    _stopped_at(6, monkeypatch, STAGE, values(tmp_path / "out"))
     last = next((tmp_path / "out").glob(".work-*/checkpoints/checkpoint-6"))
     _one_bit(last / "optimizer.pt")
     capsys.readouterr()
@@ -98,3 +104,16 @@ def test_a_real_run_falls_back_and_ends_with_the_same_weights(tmp_path: Path, mo
     assert resumed.stats["resumed_from"] == 4
     whole = run(STAGE, values(tmp_path / "whole"))
     assert sha256_file(resumed.path / "adapter_model.safetensors") == sha256_file(whole.path / "adapter_model.safetensors")
+
+
+def test_a_masked_model_resumes_with_the_masks_that_it_would_have_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader is a batch ahead when a checkpoint is written; what it has drawn must not be drawn anew."""
+    model, train = tiny_bert(tmp_path / "model"), texts(tmp_path / "texts.jsonl", 40)
+
+    def values(out: Path) -> dict[str, Any]:
+        return pretrain_settings(model, train, out, phases=[{"name": "full", "max_steps": 6}], training_args__save_steps=2)
+
+    _stopped_at(4, monkeypatch, pretrain.STAGE, values(tmp_path / "out"))
+    resumed, whole = run(pretrain.STAGE, values(tmp_path / "out")), run(pretrain.STAGE, values(tmp_path / "whole"))
+    assert resumed.stats["resumed_from"] == 4
+    assert sha256_file(resumed.path / "model.safetensors") == sha256_file(whole.path / "model.safetensors")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from self_model_sop.train import pretrain, sft
-from tiny_models import tiny_llama, tiny_qwen
+from tiny_models import tiny_bert, tiny_llama, tiny_qwen
 from tiny_runs import chats, losses, pretrain_settings, run, sft_settings, texts
 
 BOUND = 1e-5
@@ -59,12 +59,13 @@ def test_eager_attention_gives_the_same_losses(root: Path, reference: dict[str, 
     _close(_sft(root, "eager", training_args__per_device_train_batch_size=8, attn_implementation="eager"), reference["qwen"])
 
 
-def test_packing_gives_the_loss_of_one_row_each(root: Path) -> None:
-    """One step over the whole set: packed into bins, or each conversation in a row of its own."""
-    common = {"training_args__max_steps": 1, "training_args__per_device_train_batch_size": 64}
-    alone = losses(run(sft.STAGE, sft_settings(root / "qwen", root / "chats.jsonl", root / "out" / "alone", **{**common, "data__batching": "padded"})).path)
-    packed = losses(run(sft.STAGE, sft_settings(root / "qwen", root / "chats.jsonl", root / "out" / "packed", data__packing=True, **common)).path)
-    assert len(alone) == len(packed) == 1 and abs(alone[0] - packed[0]) <= BOUND
+@pytest.mark.parametrize("model", ["qwen", "llama"])
+def test_packing_gives_the_losses_of_one_row_each(root: Path, model: str) -> None:
+    """Steps over the whole set, since packing changes the order: packed into bins, each conversation in a row of its own, and all in one row."""
+    whole: dict[str, Any] = {"training_args__per_device_train_batch_size": 64}
+    padded = _sft(root, "whole", model, data__batching="padded", **whole)
+    _close(_sft(root, "packed", model, data__packing=True, **whole), padded)
+    _close(_sft(root, "one-row", model, data__batching="padding_free", **whole), padded)
 
 
 def test_blocks_in_one_row_or_several_give_the_same_losses(root: Path) -> None:
@@ -74,6 +75,22 @@ def test_blocks_in_one_row_or_several_give_the_same_losses(root: Path) -> None:
         values = pretrain_settings(root / "llama", root / "texts.jsonl", out, training_args__per_device_train_batch_size=each, training_args__gradient_accumulation_steps=steps)
         found.append(losses(run(pretrain.STAGE, values).path))
     _close(found[0], found[1])
+
+
+def test_a_masked_model_trains_the_same_whatever_its_batches(root: Path) -> None:
+    """8x1 = 4x2 = 1x8: the masks belong to a document's place in the training, and every masked token of a step weighs the same."""
+    model = tiny_bert(root / "bert")
+    described = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**described, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))  # dropout is drawn batch by batch
+    found = []
+    for each in (8, 4, 1):
+        batch = {"training_args__per_device_train_batch_size": each, "training_args__gradient_accumulation_steps": 8 // each}
+        done = run(pretrain.STAGE, pretrain_settings(model, root / "texts.jsonl", root / "out" / f"bert-{each}", data__eval_file=root / "texts.jsonl", **batch))
+        found.append((losses(done.path), done.stats["eval_loss_after"], done.stats["supervised_tokens"]))
+    for other, evaluation, learned in found[1:]:
+        _close(other, found[0][0])
+        assert evaluation == pytest.approx(found[0][1], abs=BOUND) and learned == found[0][2]
+    assert found[0][0][-1] < found[0][0][0]
 
 
 def test_the_same_run_twice_is_the_same_to_the_last_byte(root: Path) -> None:

@@ -127,9 +127,9 @@ def test_asking_for_learned_positions_only_gives_the_same_loss_and_gradients(mod
 
 def test_masked_batches_follow_the_recipe(models: dict[str, Path]) -> None:
     draw = np.random.default_rng(0)
-    items = [Item([i], [Segment(np.concatenate([[2], draw.integers(50, 900, 60), [3]]).astype(np.int32), np.ones(62, np.float16))]) for i in range(200)]
-    torch.manual_seed(0)
-    batch = MaskedCollator(0, 4, 1000, frozenset(range(5)))(items)
+    items = [Item([i], [Segment(np.concatenate([[2], draw.integers(50, 900, 60), [3]]).astype(np.int32), np.ones(62, np.float16))], i) for i in range(200)]
+    collator = MaskedCollator(0, 4, 1000, frozenset(range(5)))
+    batch = collator(items)
     chosen = batch["labels"] != -100
     assert not chosen[:, 0].any() and not chosen[:, -1].any()  # special tokens are never asked for
     original = torch.tensor(np.stack([item.segments[0].ids for item in items]).astype(np.int64))
@@ -138,6 +138,9 @@ def test_masked_batches_follow_the_recipe(models: dict[str, Path]) -> None:
     masked = float((batch["input_ids"][chosen] == 4).float().mean())
     kept = float((batch["input_ids"][chosen] == original[chosen]).float().mean())
     assert abs(share - 0.15) < 0.01 and abs(masked - 0.8) < 0.03 and abs(kept - 0.1) < 0.03
+    alone = [collator([item]) for item in items[:20]]  # the masks of an item do not depend on its batch, only on its place in the training
+    assert all(torch.equal(torch.cat([b[key] for b in alone]), batch[key][:20]) for key in ("input_ids", "labels"))
+    assert not torch.equal(collator([items[0]._replace(place=200)])["labels"], batch["labels"][:1])
 
 
 def test_weights_scale_the_loss_of_their_tokens(models: dict[str, Path], tmp_path: Path) -> None:

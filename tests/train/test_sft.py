@@ -11,11 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from self_model_sop.config import load
+from self_model_sop.config import ConfigError, load
 from self_model_sop.errors import SopError
 from self_model_sop.stage import load_for
+from self_model_sop.train import corpus, machine
+from self_model_sop.train.batches import CausalCollator
+from self_model_sop.train.loop import supervised_loss
 from self_model_sop.train.model import load_model, load_tokenizer, load_with_adapter
+from self_model_sop.train.packing import Examples
 from self_model_sop.train.sft import STAGE, SftConfig
+from self_model_sop.train.template import renderer_for
 from tiny_models import tiny_llama, tiny_qwen
 from tiny_runs import chats, config_of, expanded, losses, rows, run, settings, sft_settings
 
@@ -66,11 +71,11 @@ def test_an_adapter_is_trained_saved_and_answers(root: Path) -> None:
 def test_the_report_needs_no_network_and_has_every_curve(root: Path) -> None:
     done = run(STAGE, _values(root, "report", data__eval_file=root / "eval.jsonl", training_args__eval_strategy="steps", training_args__eval_steps=3))
     page = (done.path / "report.html").read_text(encoding="utf-8")
-    assert "http" not in page and page.count("<svg") == 5 and "eval_loss_after" in page
+    assert "http" not in page and page.count("<svg") == 7 and "eval_loss_after" in page
     lines = [json.loads(line) for line in (done.path / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if "loss" in line]
     assert [line["step"] for line in training] == list(range(1, 7)) and [line["step"] for line in lines if "eval_loss" in line] == [3, 6]
-    assert all({"learning_rate", "grad_norm", "tokens", "tokens_per_s", "supervised", "seconds"} <= set(line) for line in training)
+    assert all({"learning_rate", "grad_norm", "tokens", "tokens_per_s", "supervised", "memory_mib", "seconds"} <= set(line) for line in training)
     assert training[-1]["tokens"] == done.stats["tokens"]
 
 
@@ -104,14 +109,43 @@ def test_full_fine_tuning_writes_a_model(root: Path) -> None:
     assert load_model(done.path).get_output_embeddings() is not None
 
 
-RELATIVES = ({"peft__dora": True}, {"peft__rslora": True}, {"peft__init": "pissa"}, {"peft__target_modules": "all-linear"}, {"training_args__neftune_noise_alpha": 5.0})
+RELATIVES = (
+    {"peft__dora": True}, {"peft__rslora": True}, {"peft__init": "pissa"}, {"peft__init": "olora"}, {"peft__init": "orthogonal"}, {"peft__target_modules": "all-linear"},
+    {"training_args__neftune_noise_alpha": 5.0},
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("options", RELATIVES)
-def test_relatives_of_lora(root: Path, options: dict[str, Any]) -> None:
+def test_relatives_of_lora_learn_and_come_back_as_they_were(root: Path, options: dict[str, Any]) -> None:
+    """Some of them change the base weights when they start: what is loaded again must still be what was trained."""
     name = "-".join(f"{k}={v}" for k, v in options.items()).replace("_", "")
-    found = losses(run(STAGE, _values(root, name, **options)).path)
+    done = run(STAGE, _values(root, name, data__eval_file=root / "eval.jsonl", **options))
+    found = losses(done.path)
     assert found[-1] < found[0]
+    model, tokenizer = load_with_adapter(done.path)
+    held_out = corpus.conversations([root / "eval.jsonl"], root / "tokens" / name, renderer_for(tokenizer), max_length=128, overlong="truncate")
+    loss, _ = supervised_loss(model, Examples(held_out), CausalCollator(tokenizer.pad_token_id), batch_size=8)
+    assert loss == pytest.approx(done.stats["eval_loss_after"], abs=1e-4)
+
+
+def test_lora_plus_gives_the_second_matrices_their_own_learning_rate(root: Path) -> None:
+    plain, plus = (run(STAGE, _values(root, f"plus-{r}", peft__lora_plus_ratio=r, training_args__max_steps=1, training_args__learning_rate=1e-4)) for r in (1.0, 16.0))
+    first, second = (load_file(done.path / "adapter_model.safetensors") for done in (plain, plus))
+    for name, tensor in first.items():  # the first step of Adam is as long as the learning rate, and B starts at zero
+        assert torch.allclose(second[name], tensor * 16, rtol=1e-3, atol=1e-7) if "lora_B" in name else torch.equal(second[name], tensor)
+
+
+def test_a_template_by_its_bare_name(root: Path) -> None:
+    bare = run(STAGE, _values(root, "bare", template_path="qwen2_chatml", training_args__max_steps=1))
+    assert bare.stats["template"].startswith("qwen2_chatml") and "template" in bare.manifest["inputs"]
+    by_path = run(STAGE, _values(root, "by-path", template_path=str(ROOT / "self_model/template/qwen2_chatml.json"), training_args__max_steps=1))
+    assert losses(by_path.path) == losses(bare.path)
+
+
+@pytest.mark.parametrize("given", ["qwen2_chatm", "self_model/template/qwen2_chatm.json", "/nowhere/qwen2_chatm.json"])
+def test_a_template_that_is_not_there_is_answered_with_the_nearest(root: Path, given: str) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)template_path.*qwen2_chatm"):
+        load_for(STAGE, None, settings(**_values(root, "none", template_path=given)))
 
 
 def test_new_rows_get_their_own_learning_rate(root: Path) -> None:
@@ -170,6 +204,11 @@ def test_paths_and_cosmetic_arguments_do_not_make_another_run(root: Path) -> Non
     second = config_of(STAGE, _values(root, "y", training_args__logging_steps=3, training_args__save_steps=7, trace="tensorboard"))
     assert comparable(first) == comparable(second)
     assert comparable(config_of(STAGE, _values(root, "x", training_args__max_steps=7))) != comparable(first)
+
+
+def test_the_peak_of_a_gpu_is_told_by_its_longest_known_name() -> None:
+    assert machine.peak_flops("NVIDIA H100 PCIe") == 7.56e14 and machine.peak_flops("NVIDIA H100 80GB HBM3") == 9.89e14
+    assert machine.peak_flops("Tesla T4") == 6.5e13 and machine.peak_flops("some other device") is None
 
 
 def test_the_plan_needs_no_torch(root: Path) -> None:

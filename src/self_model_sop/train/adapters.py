@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,12 +30,15 @@ class PeftSettings:
     init: Literal["default", "gaussian", "pissa", "olora", "orthogonal"] = option("default", "how the adapter starts; default: no change at step 0")
     new_rows: Literal["auto", "train", "freeze"] = option("auto", "rows of an expanded vocabulary; auto: trained where expansion.json is beside the tokenizer")
     new_rows_learning_rate: float | None = option(None, "none: the run's learning rate")
+    lora_plus_ratio: float | None = option(None, "learning rate of the B matrices, as a multiple of the run's (LoRA+, arXiv 2402.12354; 16 is its authors' choice)")
 
     def __post_init__(self) -> None:
         if self.lora_r < 1:
             raise ValueError("peft.lora_r must be at least 1")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError("peft.lora_dropout must be in [0, 1)")
+        if self.lora_plus_ratio is not None and self.lora_plus_ratio <= 0:
+            raise ValueError("peft.lora_plus_ratio must be above 0")
         if self.qlora and not self.enabled:
             raise ValueError("peft.qlora needs peft.enabled: true")
 
@@ -54,6 +58,16 @@ def new_rows(*folders: str | Path) -> range | None:
             except (ValueError, KeyError, TypeError):
                 raise SopError("not an expansion record (new_ids: [first, last + 1])", where=str(path), fix="run `sop tokenizer extend` again", code=errors.DATA) from None
     return None
+
+
+def learning_rates(settings: PeftSettings, arguments: Mapping[str, Any]) -> dict[str, float] | None:
+    """Part of a parameter's name -> its own learning rate, where the settings ask for any."""
+    found = {}
+    if settings.new_rows_learning_rate is not None:
+        found["trainable_tokens"] = settings.new_rows_learning_rate
+    if settings.lora_plus_ratio is not None:
+        found["lora_B"] = settings.lora_plus_ratio * float(arguments.get("learning_rate", 5e-5))
+    return found or None
 
 
 def embedding_names(model: Any) -> list[str]:

@@ -27,6 +27,8 @@ OURS = {
     "report_to": "use the top-level key `trace: swanlab | wandb | tensorboard | none`",
     "resume_from_checkpoint": "leave it out: a run resumes from its last complete checkpoint by itself",
     "deepspeed": "use the top-level key `deepspeed: <file>`",
+    "fsdp": "use the top-level key `fsdp: <file>`, for example config/self_model_config/fsdp/fsdp2.json",
+    "fsdp_config": "use the top-level key `fsdp: <file>`, for example config/self_model_config/fsdp/fsdp2.json",
     "local_rank": "leave it out: torchrun sets it",
     "push_to_hub": "leave it out: publishing is a step of its own",
     "hub_token": "leave it out: the hub's client reads HF_TOKEN from the environment",
@@ -64,8 +66,8 @@ REMOVED = {
     "push_to_hub_token": "leave it out: the hub's client reads HF_TOKEN from the environment",
     "push_to_hub_model_id": "write hub_model_id",
     "push_to_hub_organization": "write hub_model_id: organisation/name",
-    "fsdp_min_num_params": "write fsdp_config: {min_num_params: ...}",
-    "fsdp_transformer_layer_cls_to_wrap": "write fsdp_config: {transformer_layer_cls_to_wrap: ...}",
+    "fsdp_min_num_params": "put min_num_params into the file of the top-level key `fsdp`",
+    "fsdp_transformer_layer_cls_to_wrap": "put transformer_layer_cls_to_wrap into the file of the top-level key `fsdp`",
     "jit_mode_eval": "leave it out",
     "use_ipex": "leave it out",
     "torchdynamo": "write torch_compile_backend",
@@ -76,7 +78,7 @@ REMOVED = {
     "tpu_metrics_debug": "write debug: tpu_metrics_debug",
     "dispatch_batches": "write accelerator_config: {dispatch_batches: ...}",
     "split_batches": "write accelerator_config: {split_batches: ...}",
-    "sharded_ddp": "write fsdp",
+    "sharded_ddp": "use the top-level key `fsdp: <file>`",
     "xpu_backend": "write ddp_backend",
     "debug_mode": "write debug",
 }
@@ -106,13 +108,11 @@ def known() -> dict[str, Argument]:
     module = ast.parse(_source("training_args.py").read_text(encoding="utf-8"))
     choices = {**_enumerations(ast.parse(_source("trainer_utils.py").read_text(encoding="utf-8"))), **_enumerations(module)}
     body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    found = {
+    return {
         node.target.id: Argument(*_types(node.annotation, choices))
         for node in body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not node.target.id.startswith("_")
     }
-    found["fsdp"] = Argument(found["fsdp"].types | {"bool"}, ())  # `fsdp: true` is taken although the annotation does not say so
-    return found
 
 
 def _enumerations(module: ast.Module) -> dict[str, tuple[str, ...]]:

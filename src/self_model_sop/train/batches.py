@@ -97,7 +97,8 @@ class CausalCollator:
 class MaskedCollator:
     """Batches for masked-token prediction (BERT, arXiv 1810.04805): of the chosen tokens 80 % become [MASK], 10 % another token, 10 % stay.
 
-    Segments of one row are kept apart by a block-diagonal attention mask, since masked models look both ways.
+    One segment a row, since masked models look both ways. What is masked follows from `seed` and the item's place in the training alone, not from a running generator:
+    the same whatever the batch, the number of processes, and after a resumption; another choice in each pass.
     """
 
     pad_id: int
@@ -105,24 +106,20 @@ class MaskedCollator:
     vocabulary: int
     special: frozenset[int]
     share: float = 0.15
+    seed: int = 0
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Tensors `input_ids`, `labels`, `attention_mask` `[rows, width]`, `examples` `[n]` and `tokens`. Draws from torch's generator."""
+        """Tensors `input_ids`, `labels`, `attention_mask` `[rows, width]`, `examples` `[n]` and `tokens`. A short segment may have no label at all."""
         import torch
 
-        segments = [s for item in items for s in item.segments]
-        width = max(len(s.ids) for s in segments)
-        ids = torch.full((len(segments), width), self.pad_id)
-        attention = torch.zeros((len(segments), width), dtype=torch.long)
-        for r, segment in enumerate(segments):
-            ids[r, : len(segment.ids)] = torch.from_numpy(np.asarray(segment.ids, np.int64))
-            attention[r, : len(segment.ids)] = 1
-        ordinary = attention.bool() & ~torch.isin(ids, torch.tensor(sorted(self.special)))
-        chosen = ordinary & (torch.rand(ids.shape) < self.share)
-        if not chosen.any():  # a batch without a label has no loss
-            chosen[tuple(ordinary.nonzero()[0])] = True
-        labels = torch.where(chosen, ids, IGNORE)
-        draw = torch.rand(ids.shape)
-        masked = torch.where(chosen & (draw < 0.8), self.mask_id, ids)
-        replaced = torch.where(chosen & (draw >= 0.9), torch.randint(self.vocabulary, ids.shape), masked)
-        return {"input_ids": replaced, "attention_mask": attention, "labels": labels, **_facts(items)}
+        rows = [(segment, np.random.default_rng([self.seed, item.place, k])) for item in items for k, segment in enumerate(item.segments)]
+        shape = (len(rows), max(len(segment.ids) for segment, _ in rows))
+        ids, labels, attention = np.full(shape, self.pad_id, np.int64), np.full(shape, IGNORE, np.int64), np.zeros(shape, np.int64)
+        for r, (segment, draw) in enumerate(rows):
+            n = len(segment.ids)
+            chosen = (draw.random(n) < self.share) & ~np.isin(segment.ids, list(self.special))
+            fate = draw.random(n)
+            ids[r, :n] = np.where(chosen & (fate < 0.8), self.mask_id, np.where(chosen & (fate >= 0.9), draw.integers(self.vocabulary, size=n), segment.ids))
+            labels[r, :n] = np.where(chosen, segment.ids, IGNORE)
+            attention[r, :n] = 1
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(attention), "labels": torch.from_numpy(labels), **_facts(items)}

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..artifact import write_atomic
-from . import ranks
+from . import machine, ranks
 from .adapters import EXPANSION
 from .precision import Precision
 from .record import Record, losses, write_curves
@@ -50,7 +48,7 @@ def stats(record: Record, outcome: dict[str, Any], precision: Precision) -> dict
     return {
         "train_loss_first": round(curve[0][1], 6) if curve else None, "train_loss_last": round(curve[-1][1], 6) if curve else None, "steps": outcome["steps"],
         "tokens": totals["tokens"], "supervised_tokens": totals["supervised"], "supervised_share": round(totals["supervised"] / max(totals["tokens"], 1), 4),
-        "train_seconds": round(totals["seconds"], 2), "tokens_per_s": round(totals["tokens"] / max(totals["seconds"], 1e-9), 1), "peak_memory_mib": peak_mib(),
+        "train_seconds": round(totals["seconds"], 2), "tokens_per_s": round(totals["tokens"] / max(totals["seconds"], 1e-9), 1), "peak_memory_mib": machine.peak_mib(),
         "batch": outcome["batch"], "precision": precision.mode, "precision_reason": precision.reason, "resumed_from": outcome["resumed_from"],
     }  # fmt: skip
 
@@ -61,23 +59,15 @@ def curve(numbers: Mapping[str, Any]) -> str:
     return f"training loss {first} -> {last} in {numbers['steps']} steps, {numbers['tokens']:,} tokens ({numbers['tokens_per_s']:,.0f}/s)"
 
 
-def peak_mib() -> int:
-    """Largest resident set of this process, MiB (on a GPU: the largest allocation there)."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated() >> 20)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
-
-
-def save_model(model: Any, work: Path, *, stop_ids: list[int] | None = None) -> None:
-    """Model or adapter as safetensors. `stop_ids` go into the generation config, so that a chat ends where the template says."""
+def save_model(model: Any, work: Path, *, stop_ids: list[int] | None = None, weights: Mapping[str, Any] | None = None) -> None:
+    """Model or adapter as safetensors. `stop_ids` go into the generation config, so that a chat ends where the template says; `weights` stand for sharded ones."""
     config = getattr(model, "generation_config", None)
     if config is not None and stop_ids:
         config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
     model.config.use_cache = True
-    model.save_pretrained(work, safe_serialization=True) if not hasattr(model, "peft_config") else model.save_pretrained(work)
+    if weights is not None:  # gathered copies of tied weights are told apart by their names alone
+        weights = {name: tensor for name, tensor in weights.items() if name not in getattr(model, "all_tied_weights_keys", {})}
+    model.save_pretrained(work, **({"state_dict": weights} if weights is not None else {}))
     if hasattr(model, "peft_config") and config is not None:
         config.save_pretrained(work)
     (work / "README.md").unlink(missing_ok=True)  # peft's stub; a model card is a step of its own
@@ -94,10 +84,14 @@ def save_tokenizer(tokenizer: Any, work: Path, renderer: Any, *sources: str | Pa
             return
 
 
-def name_base(work: Path, base: str) -> None:
-    """Where an adapter's base model lies, also relative to the adapter, so that a moved project still finds it."""
-    relative = os.path.relpath(base, work.parent) if Path(base).exists() else base
-    write_atomic(work / BASE, json.dumps({"base": relative}) + "\n")
+def name_base(work: Path, base: str, commit: str | None) -> None:
+    """Where an adapter's base model lies: a folder also relative to the adapter, so that a moved project still finds it; a model of the hub by its id and `commit`."""
+    local = Path(base).exists()
+    write_atomic(work / BASE, json.dumps({"base": os.path.relpath(base, work.parent) if local else base}) + "\n")
+    if not local:
+        path = work / "adapter_config.json"
+        named = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": base, "revision": commit}
+        write_atomic(path, json.dumps(named, indent=2, sort_keys=True) + "\n")
 
 
 def write_record(work: Path, title: str, numbers: dict[str, Any]) -> None:

@@ -311,7 +311,7 @@ def lint(config: Config) -> LintReport:
     from .model import load_tokenizer
     from .template import ensure_pad, renderer_for
 
-    tokenizer = load_tokenizer(config.tokenizer_source)
+    tokenizer = load_tokenizer(config.tokenizer_source, config.huggingface)
     ensure_pad(tokenizer)
     renderer = renderer_for(tokenizer, config.template_path, override=config.template_override, train_on=config.train_on)
     files = paths(config.data.train_file)

@@ -14,9 +14,10 @@ from typing import Any
 from .. import errors
 from ..console import note
 from ..errors import Interrupted, SopError
-from . import checkpoint, ranks
+from . import checkpoint, finish, machine, ranks
 from .precision import Precision
 from .record import Record
+from .setup import count
 from .trace import guard
 
 
@@ -33,6 +34,7 @@ class Phase:
         learning_rates: substring of a parameter's name -> its own learning rate.
         evaluate: dataset whose loss per supervised token is measured where `eval_strategy` says.
         name_of: example numbers -> where they came from, for error messages.
+        stop_ids: go into the generation config where the loop itself saves the result (sharded weights).
     """
 
     name: str
@@ -49,6 +51,8 @@ class Phase:
     reports: Sequence[str] = ()
     patience: int | None = None
     deepspeed: Path | None = None
+    fsdp: Path | None = None
+    stop_ids: Sequence[int] = ()
 
 
 def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
@@ -62,6 +66,8 @@ def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
     resumed = ranks.share(checkpoint.latest(root, phase.name) if ranks.is_main() else None)
     record.begin(phase.name, resumed.marker if resumed else None)
     trainer = _trainer_class()(phase, _arguments(phase, root, has_eval=phase.evaluate is not None), record, root)
+    _require_sharding(phase, trainer)
+    record.peak_tokens_per_s = _peak_tokens_per_s(phase)
     with _signals() as stop:
         trainer.add_callback(_flow_class()(trainer, record, root, stop))
         trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
@@ -74,10 +80,33 @@ def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
         )  # fmt: skip
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     if sharded:  # collective: every rank gives its part, rank 0 writes
-        trainer.save_model(str(root.parent))
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if ranks.is_main():
+            finish.save_model(phase.model, root.parent, stop_ids=list(phase.stop_ids), weights=weights)
     batch = {"per_device": trainer.args.per_device_train_batch_size, "accumulation": trainer.args.gradient_accumulation_steps, "processes": trainer.args.world_size}
     resumed_from = resumed.step if resumed else None
     return {"steps": trainer.state.global_step, "resumed_from": resumed_from, "best": trainer.state.best_metric, "batch": batch, "saved": sharded}
+
+
+def _peak_tokens_per_s(phase: Phase) -> float | None:
+    """Tokens per second at which all GPUs would work at their peak in half precision: 6 operations a token and weight, 4 where most weights are frozen (PaLM, arXiv 2204.02311)."""
+    import torch
+
+    peak = machine.peak_flops(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
+    if peak is None:
+        return None
+    counts = count(phase.model)
+    return peak * ranks.world() / (counts["total"] * (4 if counts["trainable"] < counts["total"] / 2 else 6))
+
+
+def _require_sharding(phase: Phase, trainer: Any) -> None:
+    """The library quietly falls back to whole copies on every process where it cannot shard (on CPUs, or with a single process)."""
+    wanted = {"fsdp": (phase.fsdp, trainer.is_fsdp_enabled), "deepspeed": (phase.deepspeed, trainer.is_deepspeed_enabled)}
+    for key, (path, active) in wanted.items():
+        if path and not active:
+            kind = trainer.accelerator.distributed_type.value
+            fix = f"start it with torchrun on at least two GPUs, or leave `{key}` out"
+            raise SopError(f"{key}: the weights would not be sharded here (accelerate runs {kind})", where=str(path), fix=fix, code=errors.ENVIRONMENT)
 
 
 def _arguments(phase: Phase, root: Path, *, has_eval: bool) -> Any:
@@ -97,6 +126,8 @@ def _arguments(phase: Phase, root: Path, *, has_eval: bool) -> Any:
         ours["eval_strategy"] = "no"
     if phase.deepspeed:
         ours["deepspeed"] = str(phase.deepspeed)
+    if phase.fsdp:
+        ours |= {"fsdp": True, "fsdp_config": json.loads(phase.fsdp.read_text(encoding="utf-8"))}
     return transformers.TrainingArguments(**{**defaults, **given, **ours})
 
 
@@ -190,7 +221,7 @@ def supervised_loss(
 ) -> tuple[float, int]:
     """Mean loss in nats per supervised token, and how many tokens that is; every token weighs the same, whatever its batch.
 
-    Under several processes each measures its share and the sums are added.
+    Under several processes each measures its share and the sums are added; all take the same number of passes, since sharded weights are gathered together.
     """
     import torch
     import torch.distributed as dist
@@ -202,14 +233,18 @@ def supervised_loss(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for start in range(rank * batch_size, len(dataset), batch_size * world):
+        for first in range(0, len(dataset), batch_size * world):
+            start = first + rank * batch_size
+            mine = start < len(dataset)
+            if not mine:
+                start = 0  # this pass only takes part in the gathering; it is not counted
             batch = collator([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
             for key in ("examples", "tokens", "weights"):
                 batch.pop(key, None)
             labels = batch["labels"] if "shift_labels" in batch or "attention_mask" in batch else batch["labels"][:, 1:]
             inputs = {k: v.to(device) for k, v in batch.items()}
             with autocast():
-                sums += torch.tensor([float(_summed(model, inputs)), float((labels != -100).sum())], dtype=torch.float64)
+                sums += torch.tensor([float(_summed(model, inputs)), float((labels != -100).sum())], dtype=torch.float64) * mine
     model.train(was_training)
     if spread:
         sums = sums.to(device if device.type == "cuda" else "cpu")
@@ -236,14 +271,15 @@ def weighted_loss(logits: Any, labels: Any, weights: Any, shifted: Any, items: A
         labels: `[rows, width]`, -100 where nothing is learned.
         weights: shape of the labels.
         shifted: labels that are shifted already, one for each logit; else labels and weights are shifted here.
-        items: a number; None: the learned tokens of this batch.
+        items: a number; None: the learned tokens of this batch. Of a step without any, the loss is 0.
     """
     import torch
 
     if shifted is None:
         labels, weights = (torch.nn.functional.pad(t[:, 1:], (0, 1), value=fill) for t, fill in ((labels, -100), (weights, 0)))
     each = torch.nn.functional.cross_entropy(logits.float().view(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=-100, reduction="none")
-    return (each * weights.reshape(-1)).sum() / (items if items is not None else (labels != -100).sum())
+    count = torch.as_tensor(items, device=each.device) if items is not None else (labels != -100).sum()
+    return (each * weights.reshape(-1)).sum() / count.clamp(min=1)
 
 
 @dataclass

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 _REACHED = 0.75  # of what a core does below; SmolLM2-135M in fp32 reached 105 of 136 GFLOP/s per core, the optimiser step taken in
 _AMX_GAIN = 2.0  # bf16 autocast against fp32 on a CPU with AMX, same model: 7.8 -> 3.9 CPU seconds a step
+
+
+# Dense matrix products in bf16 (fp16 where there is no bf16), operations per second, from NVIDIA's data sheets; the longest name that is part of a device's name counts.
+_PEAKS = {
+    "B200": 2.25e15, "H200": 9.89e14, "H100": 9.89e14, "H100 PCIe": 7.56e14, "H20": 1.48e14, "A100": 3.12e14, "A800": 3.12e14, "L40S": 3.62e14, "L40": 1.81e14, "L4": 1.21e14,
+    "A10": 1.25e14, "V100": 1.25e14, "T4": 6.5e13,
+}  # fmt: skip
 
 
 class Gpu(NamedTuple):
@@ -34,6 +43,21 @@ def gpus() -> list[Gpu]:
         if mebibytes.strip().isdigit():
             found.append(Gpu(name.strip(), int(mebibytes) << 20))
     return found
+
+
+def peak_flops(name: str) -> float | None:
+    """Operations per second of a GPU's matrix units at half precision, by its name; None where it is not known."""
+    known = [n for n in _PEAKS if n.lower() in name.lower()]
+    return _PEAKS[max(known, key=len)] if known else None
+
+
+def peak_mib() -> int:
+    """Largest resident set of this process so far, MiB (with a GPU in use: the largest allocation there)."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated() >> 20)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
 
 
 def memory_available() -> int:

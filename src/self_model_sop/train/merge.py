@@ -48,12 +48,12 @@ def build(run: Run[MergeConfig]) -> dict[str, Any]:
 
     from . import finish, setup
     from .adapters import EXPANSION
-    from .model import load_model, load_tokenizer
+    from .model import base_folder, load_model, load_tokenizer
 
     setup.quiet()
     config = run.config
     tokenizer = load_tokenizer(config.adapter)
-    model = load_model(_base(config), dtype="float32")
+    model = load_model(config.base_model or base_folder(config.adapter, config.huggingface), config.huggingface, dtype="float32")
     stored = _stored_dtype(model) if config.dtype == "auto" else config.dtype
     batches = _probes(tokenizer, config)
     merged, wanted, stats = _merged(model, batches, config)

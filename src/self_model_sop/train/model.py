@@ -1,58 +1,62 @@
-"""Loading tokenizers and models: safetensors only, no remote code, dtype named."""
+"""Loading tokenizers and models: hub ids through the hub's settings, safetensors only, no remote code, dtype named."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import SopError
+from ..hub import HubConfig, resolve_model
 
 Kind = Literal["causal", "masked", "seq2seq"]
 
 
-def load_tokenizer(source: str | Path) -> Any:
-    """A fast tokenizer from a local folder (or a hub id, through the cache).
+def load_tokenizer(source: str | Path, hub: HubConfig | None = None) -> Any:
+    """A fast tokenizer from a local folder, or of a hub id (`hub`: where it is looked up; none: as the environment says).
 
     Raises:
-        SopError: where the folder holds no tokenizer that loads without remote code.
+        SopError: where the folder holds no tokenizer that loads without remote code, or the hub does not give it.
     """
     from transformers import AutoTokenizer
 
+    folder = resolve_model(source, hub or HubConfig(), weights=False)
     try:
-        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         what = f"no tokenizer loads from here: {str(error).splitlines()[0]}"
         raise SopError(what, where=str(source), fix="point to a folder with tokenizer.json, or a hub id that exists") from error
 
 
-def load_model(source: str | Path, *, kind: Kind = "causal", dtype: str = "float32", **options: Any) -> Any:
-    """A model in eval mode. `dtype` is a torch dtype name or `auto` (the checkpoint's); pickled weights are refused.
+def load_model(source: str | Path, hub: HubConfig | None = None, *, kind: Kind = "causal", dtype: str = "float32", **options: Any) -> Any:
+    """A model in eval mode, from a local folder or of a hub id. `dtype` is a torch dtype name or `auto` (the checkpoint's); pickled weights are refused.
 
     Raises:
-        SopError: where no safetensors weights load.
+        SopError: where no safetensors weights load, or the hub does not give them.
     """
     import transformers
 
+    folder = resolve_model(source, hub or HubConfig())
     auto = {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM, "seq2seq": transformers.AutoModelForSeq2SeqLM}[kind]
     try:
-        model = auto.from_pretrained(str(source), dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
+        model = auto.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         what = f"no {kind} model loads from here: {str(error).splitlines()[0]}"
         raise SopError(what, where=str(source), fix="weights must be safetensors; convert .bin/.pt files first") from error
     return model.eval()
 
 
-def load_with_adapter(source: str | Path, *, dtype: str = "float32", **options: Any) -> tuple[Any, Any]:
+def load_with_adapter(source: str | Path, hub: HubConfig | None = None, *, dtype: str = "float32", **options: Any) -> tuple[Any, Any]:
     """(model in eval mode, tokenizer) of a folder, whether it holds a model or an adapter (then: its base with the adapter on it, not merged).
 
     Raises:
         SopError: where base, adapter or tokenizer is missing.
     """
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, hub)
     if not is_adapter(source):
-        return load_model(source, dtype=dtype, **options), tokenizer
-    return put_adapter(load_model(base_of(source), dtype=dtype, **options), source).eval(), tokenizer
+        return load_model(source, hub, dtype=dtype, **options), tokenizer
+    return put_adapter(load_model(base_folder(source, hub), dtype=dtype, **options), source).eval(), tokenizer
 
 
 def put_adapter(model: Any, adapter: str | Path) -> Any:
@@ -94,7 +98,18 @@ def base_of(adapter: str | Path) -> str:
     return named
 
 
-def kind_of(source: str | Path) -> Kind:
+def base_folder(adapter: str | Path, hub: HubConfig | None = None) -> Path:
+    """The folder of the base model that an adapter names; one from the hub at the commit that the adapter was trained on.
+
+    Raises:
+        SopError: where it is not there.
+    """
+    named = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    where = hub or HubConfig()
+    return resolve_model(base_of(adapter), dataclasses.replace(where, revision=named.get("revision") or where.revision))
+
+
+def kind_of(source: str | Path, hub: HubConfig | None = None) -> Kind:
     """Which kind of model a folder or hub id holds, by the architecture that its config names.
 
     Raises:
@@ -102,8 +117,9 @@ def kind_of(source: str | Path) -> Kind:
     """
     from transformers import AutoConfig
 
+    folder = resolve_model(source, hub or HubConfig(), weights=False)
     try:
-        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         what = f"no model config loads from here: {str(error).splitlines()[0]}"
         raise SopError(what, where=str(source), fix="point to a folder with config.json, or a hub id that exists") from error

@@ -13,10 +13,11 @@ from .tokens import Segment, TokenSet
 
 
 class Item(NamedTuple):
-    """One training item: the examples that it holds, and their segments."""
+    """One training item: the examples that it holds, their segments, and its place in the training, which random draws about it are seeded with."""
 
     examples: list[int]
     segments: list[Segment]
+    place: int
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -62,7 +63,7 @@ class Examples:
 
     def __getitem__(self, i: int) -> Item:
         index = self.indices[i]
-        return Item([index], [self.tokens.segment(index)])
+        return Item([index], [self.tokens.segment(index)], i)
 
 
 class Bins:
@@ -76,7 +77,7 @@ class Bins:
         return len(self.bins)
 
     def __getitem__(self, i: int) -> Item:
-        return Item(self.bins[i], [self.tokens.segment(j) for j in self.bins[i]])
+        return Item(self.bins[i], [self.tokens.segment(j) for j in self.bins[i]], i)
 
 
 class Blocks:
@@ -107,7 +108,7 @@ class Blocks:
                 examples.append(document)
                 segments.append(self.tokens.segment(document, start - begins, ends - begins))
             start, at = ends, at + 1
-        return Item(examples, segments)
+        return Item(examples, segments, i)
 
 
 class Ordered:
@@ -124,4 +125,4 @@ class Ordered:
         number, at = divmod(self.first + i, len(self.base))
         if number != self._pass:
             self._pass, self._order = number, np.random.default_rng([self.seed, number]).permutation(len(self.base))
-        return self.base[int(self._order[at])]
+        return self.base[int(self._order[at])]._replace(place=self.first + i)

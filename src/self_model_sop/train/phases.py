@@ -48,7 +48,7 @@ def run_phases(config: PretrainConfig, prepared: Prepared, work: Path, record: R
                 name=settings.name, model=wrapped, dataset=Ordered(prepared.dataset, config.seed, seen, items), collator=prepared.collator,
                 arguments={**arguments, "num_train_epochs": 1}, precision=prepared.precision, seed=config.seed + number, sequential=True,
                 learning_rates=dict.fromkeys(adapters.embedding_names(prepared.model), settings.embedding_learning_rate) if settings.embedding_learning_rate is not None else None,
-                name_of=prepared.tokens.names, reports=prepared.reports, deepspeed=config.deepspeed,
+                name_of=prepared.tokens.names, reports=prepared.reports, deepspeed=config.deepspeed, fsdp=config.fsdp,
             )  # fmt: skip
             outcome = {**train(phase, root, record), "name": settings.name, **trainable}
             if not last:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..errors import SopError
+from . import families
+from .ranks import world
 
 if TYPE_CHECKING:
     from .pretrain import PretrainConfig
@@ -31,6 +33,11 @@ def sft(config: SftConfig) -> list[Finding]:
             found.append(("peft.target_modules", f"the model has no layer named {', '.join(missing)}", f"its layers: {', '.join(layers)}; or write all-linear"))
     if config.early_stopping_patience and (not config.training_args.get("load_best_model_at_end") or config.training_args.get("eval_strategy", "no") == "no"):
         found.append(("early_stopping_patience", "needs training_args.eval_strategy and training_args.load_best_model_at_end", ""))
+    if config.template_path:
+        try:
+            families.find(config.template_path)
+        except SopError as error:
+            found.append(("template_path", f"{error.what}: {config.template_path}", error.fix or ""))
     if config.template_override and not config.template_path:
         found.append(("template_override", "there is no template_path to use", "set template_path, or leave template_override out"))
     return found
@@ -43,6 +50,10 @@ def pretrain(config: PretrainConfig) -> list[Finding]:
     masked = any(str(name).endswith(("ForMaskedLM", "ForPreTraining")) for name in (model or {}).get("architectures") or [])
     if model and masked != (config.objective == "mlm") and config.objective != "auto":
         found.append(("objective", f"{config.objective} does not fit {', '.join(model.get('architectures') or [])}", "write objective: auto"))
+    if config.fsdp and any(phase.train == "new_rows" for phase in config.phases):
+        found.append(("fsdp", "cannot train single rows of an embedding", "train the new rows on one GPU (it is a short phase), or with deepspeed"))
+    if config.sharded and len(config.phases) > 1:
+        found.append(("phases", "several phases, but with fsdp or deepspeed a run has one", "make each phase a run of its own, the next one from the output of the one before"))
     for i, phase in enumerate(config.phases):
         if phase.max_steps is None and phase.num_train_epochs is None and not config.training_args.keys() & {"max_steps", "num_train_epochs"}:
             found.append(("phases", f"phase {i + 1} ({phase.name}) has neither max_steps nor num_train_epochs", "set one of them"))
@@ -69,8 +80,14 @@ def machine(config: TrainConfig, *, qlora: bool) -> None:
         raise SopError(what, fix="set peft.qlora: false (LoRA with full-precision base weights runs on a CPU)", code=errors.ENVIRONMENT)
     if qlora and importlib.util.find_spec("bitsandbytes") is None:
         raise errors.missing_extra("bitsandbytes", "qlora")
+    if config.fsdp and world() < 2:
+        fix = "start it with torchrun on at least two GPUs, or leave `fsdp` out"
+        raise SopError("fsdp: the weights would not be sharded here (this is a single process)", where=str(config.fsdp), fix=fix, code=errors.ENVIRONMENT)
     if config.deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise SopError("the package 'deepspeed' is not installed", fix="pip install deepspeed (needs a CUDA toolkit); or leave `deepspeed` out", code=errors.ENVIRONMENT)
+    if config.training_args.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        fix = "pip install liger-kernel (needs a GPU with Triton); or leave use_liger_kernel out"
+        raise SopError("the package 'liger-kernel' is not installed", where="training_args.use_liger_kernel", fix=fix, code=errors.ENVIRONMENT)
     if config.attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise SopError("attn_implementation: flash_attention_2 needs the package flash-attn", fix="write sdpa", code=errors.ENVIRONMENT)
 
@@ -81,6 +98,7 @@ def _common(config: TrainConfig) -> Iterator[Finding]:
         yield "training_args.output_dir", "missing: where does the result go?", "for example: output_dir: self_model/checkpoints/run"
     if arguments.get("fp16") and arguments.get("bf16"):
         yield "training_args.bf16", "fp16 and bf16 are both on", "keep one"
+    yield from _sharding(config)
     source = config.tokenizer_source
     rows, highest = embedding_rows(config.model_name_or_path), highest_id(source)
     if rows is not None and highest is not None and highest >= rows:
@@ -89,6 +107,29 @@ def _common(config: TrainConfig) -> Iterator[Finding]:
         yield key, f"the tokenizer has id {highest:,}, the model's embedding only {rows:,} rows", fix
     if (Path(config.model_name_or_path) / "adapter_config.json").is_file() and not (Path(config.model_name_or_path) / "config.json").is_file():
         yield "model_name_or_path", "this folder holds an adapter, not a model", "merge it first: sop train merge adapter=..."
+
+
+def _sharding(config: TrainConfig) -> Iterator[Finding]:
+    """What in the files of FSDP and DeepSpeed would lose the result or contradict the run."""
+    if config.fsdp and config.deepspeed:
+        yield "fsdp", "fsdp and deepspeed are both set", "keep one"
+    for key, path in (("fsdp", config.fsdp), ("deepspeed", config.deepspeed)):
+        if path is None or not path.is_file():
+            continue
+        settings = read_json(path.parent, path.name)
+        if settings is None:
+            yield key, f"no JSON object in {path.name}", f"see config/self_model_config/{key}"
+        elif key == "fsdp" and str(settings.get("state_dict_type", "FULL_STATE_DICT")) != "FULL_STATE_DICT":
+            yield key, f"state_dict_type {settings['state_dict_type']} would leave the result in pieces", "write FULL_STATE_DICT"
+        elif key == "deepspeed" and settings.keys() & {"scheduler", "optimizer"}:
+            yield key, "an optimizer or scheduler in this file would silently go before training_args", "leave both out: training_args has learning_rate, optim, lr_scheduler_type"
+        elif key == "deepspeed" and _stage(settings) == 3 and not settings["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"):
+            yield key, "with ZeRO 3 the result could not be written", "set zero_optimization.stage3_gather_16bit_weights_on_model_save: true"
+
+
+def _stage(settings: dict[str, Any]) -> Any:
+    zero = settings.get("zero_optimization")
+    return zero.get("stage") if isinstance(zero, dict) else None
 
 
 def _length(key: str, length: int, model: dict[str, Any] | None) -> Iterator[Finding]:

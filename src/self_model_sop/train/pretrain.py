@@ -12,7 +12,7 @@ from ..config import option
 from ..stage import Artifact, Run, Stage
 from ..tokenizer.settings import local
 from . import preflight
-from .settings import TrainConfig, paths
+from .settings import TrainConfig, here, paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +89,15 @@ def _train(config: PretrainConfig, work: Path) -> dict[str, Any]:
     from .record import Record
     from .textdata import prepare
 
+    with ranks.main_first():
+        config, commit = here(config)
     prepared = prepare(config, work)
     record = Record(work)
-    before = finish.remembered(work, "eval_loss_before", prepared.measure)
+    before = None if config.sharded else finish.remembered(work, "eval_loss_before", prepared.measure)  # one device may not hold the model
     outcome = run_phases(config, prepared, work, record)
     stats = finish.stats(record, outcome, prepared.precision) | {
         "eval_loss_before": before, "eval_loss_after": prepared.measure(), "objective": prepared.objective, "phases": outcome["phases"], "rows": prepared.rows,
-        "trainable": outcome["trainable"],
+        "trainable": outcome["trainable"], "base_commit": commit,
     }  # fmt: skip
     trace.stop(prepared.reports)
     ranks.leave()
@@ -116,7 +118,7 @@ def _inputs(config: PretrainConfig) -> dict[str, Path | None]:
     files = paths(config.data.train_file)
     named = {"train" if len(files) == 1 else f"train_{i}": path for i, path in enumerate(files)}
     tokenizer = local(config.tokenizer_name_or_path) if config.tokenizer_name_or_path != config.model_name_or_path else None
-    others = {"eval": config.data.eval_file, "replay": config.data.replay_file, "deepspeed": config.deepspeed}
+    others = {"eval": config.data.eval_file, "replay": config.data.replay_file, "deepspeed": config.deepspeed, "fsdp": config.fsdp}
     return {"model": local(config.model_name_or_path), "tokenizer": tokenizer, **named, **others}
 
 
@@ -144,7 +146,7 @@ def plan(config: PretrainConfig) -> Sequence[str]:
 
 
 STAGE = Stage(
-    name="train.pretrain", version=1, config=PretrainConfig, output=_output, build=build, inputs=_inputs, preflight=preflight.pretrain, plan=plan,
+    name="train.pretrain", version=2, config=PretrainConfig, output=_output, build=build, inputs=_inputs, preflight=preflight.pretrain, plan=plan,
     summary=_summary, next=_next, resumable=True, apart=True,
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import human_seconds, note
-from . import ranks
+from . import machine, ranks
 
 METRICS = "metrics.jsonl"
 
@@ -19,7 +19,8 @@ METRICS = "metrics.jsonl"
 class Record:
     """Counts tokens and time across phases and resumed runs, and writes one line per logged step.
 
-    A line: phase, step, loss (nats per supervised token), learning_rate, grad_norm, tokens (so far), tokens_per_s (since the last line), supervised (share), seconds.
+    A line: phase, step, loss (nats per supervised token), learning_rate, grad_norm, tokens (so far), tokens_per_s (since the last line), supervised (share),
+    memory_mib (largest so far), mfu (on GPUs whose peak is known: the share of it that the model's own arithmetic takes), seconds.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,6 +34,7 @@ class Record:
         self._said = 0.0
         self._steps = (0, 0)
         self._loss: float | None = None
+        self.peak_tokens_per_s: float | None = None  # what the GPUs would do at their peak; None: not known
 
     # --- counting -------------------------------------------------------------------------------------------------------------------------
 
@@ -84,6 +86,9 @@ class Record:
             now = self.seconds
             seen = self.tokens - tokens
             line |= {"tokens": self.tokens, "tokens_per_s": round(seen / max(now - seconds, 1e-9), 1), "supervised": round((self.supervised - supervised) / max(seen, 1), 4)}
+            line["memory_mib"] = machine.peak_mib()
+            if self.peak_tokens_per_s:
+                line["mfu"] = round(line["tokens_per_s"] / self.peak_tokens_per_s, 4)
             self._last = (self.tokens, self.supervised, now)
             self._loss = logs["loss"]
         line["seconds"] = round(self.seconds, 2)
@@ -156,6 +161,7 @@ def losses(lines: list[dict[str, Any]], key: str = "loss") -> list[tuple[float, 
 
 _CHARTS = {
     "loss": "loss, nats per supervised token", "eval_loss": "evaluation loss", "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "tokens per second",
+    "supervised": "share of learned tokens", "memory_mib": "largest memory so far, MiB", "mfu": "share of the GPUs' peak",
 }  # fmt: skip
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:860px;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ..artifact import Target
 from ..config import option
 from ..errors import SopError
-from ..hub import HubConfig
+from ..hub import HubConfig, commit_of, resolve_model
 from .arguments import ROLES
 from .precision import Mode
 
@@ -28,7 +29,8 @@ class TrainConfig:
     seed: int = option(42, "seed of initialisation, order and dropout")
     trace: Trace = option("none", "where the curves go, besides metrics.jsonl and report.html", flag="--trace", cosmetic=True)
     trace_project: str | None = option(None, "project name at the tracker; none: the one in config/trace_config", cosmetic=True)
-    deepspeed: Path | None = option(None, "DeepSpeed JSON", flag="--deepspeed", path="input")
+    deepspeed: Path | None = option(None, "DeepSpeed JSON (config/self_model_config/deepspeed): weights and optimizer states spread over GPUs", flag="--deepspeed", path="input")
+    fsdp: Path | None = option(None, "FSDP2 JSON (config/self_model_config/fsdp): the same through PyTorch itself", path="input")
     local_rank: int = option(-1, "set by launchers of the old kind; torchrun sets LOCAL_RANK", flag="--local_rank", cosmetic=True)
     auto_batch: bool = option(False, "out of memory: halve the batch, double the accumulation (same effective batch), say so and go on", cosmetic=True)
     keep_checkpoints: bool = option(False, "leave the last training checkpoints in the output folder", cosmetic=True)
@@ -40,6 +42,11 @@ class TrainConfig:
     @property
     def tokenizer_source(self) -> str:
         return self.tokenizer_name_or_path or self.model_name_or_path
+
+    @property
+    def sharded(self) -> bool:
+        """The weights are spread over several GPUs."""
+        return bool(self.deepspeed or self.fsdp)
 
     @property
     def sequence_length(self) -> tuple[str, int]:
@@ -56,6 +63,20 @@ class TrainConfig:
         if not folder:
             raise SopError("missing key 'training_args.output_dir'", where="config", fix="for example: training_args.output_dir=self_model/checkpoints/run")
         return Target(Path(folder))
+
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+def here(config: C) -> tuple[C, str | None]:
+    """(The config with hub ids replaced by the folders of their snapshots, the commit of the model); local folders stay as they are, without a commit."""
+    hub = config.huggingface
+    model = resolve_model(config.model_name_or_path, hub)
+    tokenizer = config.tokenizer_name_or_path
+    if tokenizer is not None:  # of the model's own repository everything is there now
+        tokenizer = str(model if tokenizer == config.model_name_or_path else resolve_model(tokenizer, hub, weights=False))
+    commit = None if Path(config.model_name_or_path).is_dir() else commit_of(model)
+    return dataclasses.replace(config, model_name_or_path=str(model), tokenizer_name_or_path=tokenizer), commit
 
 
 def paths(value: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any, Literal
 
 from .. import errors
@@ -55,13 +56,25 @@ def load_for_training(config: TrainConfig, tokenizer: Any, peft: PeftSettings | 
             import peft as library
 
             model = library.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        if config.fsdp and rows and peft.new_rows != "freeze":
+            fix = "use deepspeed instead of fsdp, or one GPU; peft.new_rows: freeze trains the adapter alone"
+            raise SopError("fsdp cannot train single rows of an embedding beside an adapter (torch 2.13 cannot shard them)", where="fsdp", fix=fix)
         wanted = rows if peft.new_rows == "train" or (peft.new_rows == "auto" and rows) else None
         model = adapters.attach(model, peft, wanted)
+    place(model, config)
     counts = count(model)
     counts["new_rows"] = len(rows or ())
     share = f"trainable: {counts['trainable']:,} of {counts['total']:,} weights ({counts['trainable'] / counts['total']:.2%})"
     note(share + (f", {len(rows):,} new vocabulary rows among them" if rows else ""))
     return model, counts
+
+
+def place(model: Any, config: TrainConfig) -> None:
+    """Onto the GPU already for the first measurement, where there is one; sharded and quantised models are placed by their libraries."""
+    import torch
+
+    if torch.cuda.is_available() and not config.sharded and not config.training_args.get("use_cpu") and not getattr(model, "is_quantized", False):
+        model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
 
 
 def check_length(config: TrainConfig) -> None:

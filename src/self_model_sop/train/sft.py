@@ -12,9 +12,9 @@ from ..config import option
 from ..console import note
 from ..stage import Artifact, Run, Stage
 from ..tokenizer.settings import local
-from . import preflight
-from .adapters import PeftSettings
-from .settings import Overlong, TrainConfig, paths
+from . import families, preflight
+from .adapters import PeftSettings, learning_rates
+from .settings import Overlong, TrainConfig, here, paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,9 @@ class SftData:
 class SftConfig(TrainConfig):
     """config/self_model_config/finetune.yaml"""
 
-    template_path: Path | None = option(None, "chat template for a tokenizer without one; where it has one, both must write the same", path="input")
+    template_path: str | None = option(
+        None, "chat template for a tokenizer without one: a file, or a name of self_model/template; where the tokenizer has one, both must write the same", path="model"
+    )
     template_override: bool = option(False, "use template_path even where the tokenizer's own template writes something else")
     train_on: Literal["all_assistant", "last", "full"] = option("all_assistant", "which tokens are learned: every assistant turn, the last one, or all text")
     data: SftData = option(factory=SftData)
@@ -72,23 +74,27 @@ def _train(config: SftConfig, work: Path) -> dict[str, Any]:
     from .packing import Bins, Examples
     from .record import Record
 
+    named = config.model_name_or_path
+    with ranks.main_first():
+        config, commit = here(config)
     prepared = prepare(config, work)
     record = Record(work)
     tokens, held_out = prepared.tokens, prepared.held_out
     dataset = Bins(tokens, config.data.max_length) if config.data.packing else Examples(tokens)
     evaluation = Examples(held_out, sorted(range(len(held_out)), key=lambda i: int(held_out.lengths[i]))) if held_out else None
     measure = _measured(prepared, evaluation, int(config.training_args.get("per_device_eval_batch_size", 8)), supervised_loss)
-    before = finish.remembered(work, "eval_loss_before", measure)
+    before = None if config.sharded else finish.remembered(work, "eval_loss_before", measure)  # one device may not hold the model
     phase = Phase(
         name="sft", model=prepared.model, dataset=dataset, collator=prepared.collator, arguments=config.training_args, precision=prepared.precision, seed=config.seed,
-        learning_rates={"trainable_tokens": config.peft.new_rows_learning_rate} if config.peft.new_rows_learning_rate is not None else None, evaluate=evaluation,
-        name_of=tokens.names, reports=prepared.reports, patience=config.early_stopping_patience, deepspeed=config.deepspeed,
+        learning_rates=learning_rates(config.peft, config.training_args), evaluate=evaluation,
+        name_of=tokens.names, reports=prepared.reports, patience=config.early_stopping_patience, deepspeed=config.deepspeed, fsdp=config.fsdp,
+        stop_ids=prepared.renderer.stop_ids,
     )  # fmt: skip
     outcome = train(phase, work / "checkpoints", record)
     after = measure()
     stats = finish.stats(record, outcome, prepared.precision) | {
         "eval_loss_before": before, "eval_loss_after": after, "rows": corpus.counts(tokens.meta), "eval_rows": corpus.counts(held_out.meta) if held_out else None,
-        "template": prepared.renderer.name, "adapter": config.peft.enabled, "trainable": prepared.trainable,
+        "template": prepared.renderer.name, "adapter": config.peft.enabled, "trainable": prepared.trainable, "base_commit": commit,
     }  # fmt: skip
     trace.stop(prepared.reports)
     ranks.leave()
@@ -98,7 +104,7 @@ def _train(config: SftConfig, work: Path) -> dict[str, Any]:
         finish.save_model(prepared.model, work, stop_ids=prepared.renderer.stop_ids)
     finish.save_tokenizer(prepared.tokenizer, work, prepared.renderer, config.tokenizer_source, config.model_name_or_path)
     if config.peft.enabled:
-        finish.name_base(work, config.model_name_or_path)
+        finish.name_base(work, named, commit)
     finish.write_record(work, "Supervised fine-tuning", stats)
     return stats
 
@@ -167,7 +173,8 @@ def _inputs(config: SftConfig) -> dict[str, Path | None]:
     files = paths(config.data.train_file)
     named = {"train" if len(files) == 1 else f"train_{i}": path for i, path in enumerate(files)}
     tokenizer = local(config.tokenizer_name_or_path) if config.tokenizer_name_or_path != config.model_name_or_path else None
-    others = {"eval": config.data.eval_file, "template": config.template_path, "deepspeed": config.deepspeed}
+    template = families.find(config.template_path) if config.template_path else None
+    others = {"eval": config.data.eval_file, "template": template, "deepspeed": config.deepspeed, "fsdp": config.fsdp}
     return {"model": local(config.model_name_or_path), "tokenizer": tokenizer, **named, **others}
 
 

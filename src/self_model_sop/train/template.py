@@ -295,7 +295,7 @@ class Renderer:
         return at + len(closing.rstrip()), ""
 
 
-def renderer_for(tokenizer: Any, template_path: Path | None = None, *, override: bool = False, train_on: TrainOn = "all_assistant") -> Renderer:
+def renderer_for(tokenizer: Any, template_path: str | Path | None = None, *, override: bool = False, train_on: TrainOn = "all_assistant") -> Renderer:
     """The renderer of a tokenizer: its own template, or one of `self_model/template/` where it has none.
 
     Args:

@@ -66,6 +66,7 @@ def prepare(config: PretrainConfig, work: Path) -> Prepared:
     transformers.set_seed(config.seed)
     model = load_model(config.model_name_or_path, kind=kind, dtype="float32", attn_implementation=config.attn_implementation)
     setup.make_saveable(model)
+    setup.place(model, config)
     new_rows = adapters.new_rows(config.tokenizer_source, config.model_name_or_path)
     setup.fits(tokenizer, model, new_rows, config)
     prepared = Prepared(
@@ -78,26 +79,10 @@ def prepare(config: PretrainConfig, work: Path) -> Prepared:
         batch = int(flags.get("per_device_eval_batch_size", 4))
 
         def measure() -> float | None:
-            with _seeded(config.seed):
-                return round(supervised_loss(prepared.model, items, prepared.collator, batch_size=batch, autocast=chosen.autocast)[0], 6)
+            return round(supervised_loss(prepared.model, items, prepared.collator, batch_size=batch, autocast=chosen.autocast)[0], 6)
 
         prepared.measure = measure
     return prepared
-
-
-def _seeded(seed: int) -> Any:
-    """The same masks each time a masked model is measured, without touching the run's own random state."""
-    import contextlib
-
-    import torch
-
-    @contextlib.contextmanager
-    def scope() -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-
-    return scope()
 
 
 def _documents(config: PretrainConfig, work: Path, tokenizer: Any, objective: str, part: Literal["train", "eval"]) -> TokenSet:
@@ -129,7 +114,7 @@ def _collator(config: PretrainConfig, tokenizer: Any, objective: str) -> Any:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if objective == "causal":
         return CausalCollator(pad if pad is not None else 0)
-    return MaskedCollator(pad, tokenizer.mask_token_id, len(tokenizer), frozenset(tokenizer.all_special_ids), config.mlm_probability)
+    return MaskedCollator(pad, tokenizer.mask_token_id, len(tokenizer), frozenset(tokenizer.all_special_ids), config.mlm_probability, config.seed)
 
 
 def reading_order(tokens: TokenSet, data: PretrainData, seed: int) -> npt.NDArray[np.int64]:
