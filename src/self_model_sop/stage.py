@@ -75,6 +75,7 @@ class Stage(Generic[C]):
         plan: config -> lines that `--dry-run` prints.
         summary: artifact -> lines printed at the end.
         next: config -> the next command to type.
+        gate: (artifact, config) -> raises where the result is not good enough to go on; called after the artifact is published, and where it is up to date.
         resumable: keep the work folder of an interrupted run with the same fingerprint.
         apart: loads models, so a pipeline runs it in a process of its own.
     """
@@ -90,6 +91,7 @@ class Stage(Generic[C]):
     plan: Callable[[C], Sequence[str]] = lambda config: ()
     summary: Callable[[Artifact], Sequence[str]] = lambda artifact: ()
     next: Callable[[C], str] = lambda config: ""
+    gate: Callable[[Artifact, C], None] = lambda artifact, config: None
     resumable: bool = False
     apart: bool = False
 
@@ -109,9 +111,11 @@ class Stage(Generic[C]):
         try:
             target.folder.mkdir(parents=True, exist_ok=True)
             with artifact.lock(target):
-                return self._locked(config, target, overwrite or again, pipeline, again)
+                done = self._locked(config, target, overwrite or again, pipeline, again)
         except OSError as error:
             raise errors.from_os_error(error, folder=str(target.folder)) from error
+        self.gate(done, config)
+        return done
 
     def why(self, config: C) -> str:
         """Why `run` would do something, without touching anything; empty where the artifact is up to date."""

@@ -49,6 +49,7 @@ STAGES: tuple[Entry, ...] = (
     Entry("train.sft", "supervised fine-tuning", "config/self_model_config/finetune.yaml", "self_model/fine_tuning/train_finetune.py"),
     Entry("train.merge", "merge an adapter into its base model", "config/self_model_config/merge.yaml", "self_model/merge_lora.py"),
     Entry("train.lint", "show exactly which tokens are trained", "config/self_model_config/finetune.yaml", stage=False),
+    Entry("eval.mcq", "multiple-choice questions to several models, with intervals", "config/eval_config/mcq.yaml"),
     Entry("eval.compare", "bits per byte and answers of several models, side by side", "config/eval_config/compare.yaml"),
     Entry("infer.chat", "talk to a trained model", "config/infer_config/chat.yaml", stage=False),
     Entry("ops.run", "run a whole pipeline", stage=False),

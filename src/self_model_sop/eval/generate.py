@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,16 @@ from ..config import option
 from .models import context_length
 
 _GREEDY = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}  # the library's defaults: nothing of the model's own file is left
+
+REFUSALS = (
+    r"(抱歉|对不起|很遗憾).{0,20}(无法|不能|没法|不便)",
+    r"我(无法|不能|没有办法|没法)(回答|提供|给出|协助|帮助|讨论|满足)",
+    r"作为(一个|一名)?.{0,6}(AI|人工智能|语言模型).{0,20}(无法|不能|没有)",
+    r"\b(I'm|I am) (sorry|unable|not able)\b",
+    r"\bI (cannot|can't|can not|won't) (help|assist|answer|provide|discuss|give)",
+    r"\bas an? (AI|artificial|language model)\b.{0,60}\b(cannot|can't|unable|not able)",
+)
+_REFUSAL_CHARS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +121,36 @@ def repetition(text: str, n: int = 4) -> float:
     return 1 - len({text[i : i + n] for i in range(total)}) / total if total > 0 else 0.0
 
 
-def measure(answers: Sequence[Answer]) -> dict[str, float]:
-    """distinct-1, distinct-2, mean repetition, mean length in characters, and the share that ended by itself."""
+def refused(text: str, patterns: Sequence[str] = REFUSALS) -> bool:
+    """Whether an answer declines: one of the patterns within its first sentences."""
+    return any(re.search(p, text[:_REFUSAL_CHARS], re.IGNORECASE) for p in patterns)
+
+
+def overlap(text: str, reference: str) -> float:
+    """ROUGE-L (Lin 2004) on characters, spaces left out: F1 of the longest common subsequence; 1 for equal texts, 0 where nothing is shared."""
+    a, b = ("".join(t.split()) for t in (text, reference))
+    return 2 * _common(a, b) / (len(a) + len(b)) if a and b else 0.0
+
+
+def _common(a: str, b: str) -> int:
+    """Length of the longest common subsequence, a word of len(a) bits at a time (Hyyrö 2004)."""
+    where: dict[str, int] = {}
+    for i, c in enumerate(a):
+        where[c] = where.get(c, 0) | 1 << i
+    full = v = (1 << len(a)) - 1
+    for c in b:
+        u = v & where.get(c, 0)
+        v = ((v + u) | (v - u)) & full
+    return len(a) - v.bit_count()
+
+
+def measure(answers: Sequence[Answer], references: Sequence[str | None] = ()) -> dict[str, float]:
+    """distinct-1, distinct-2, mean repetition, mean length in characters, shares that ended by themselves and that decline; mean overlap where there are references."""
     texts = [a.text for a in answers]
     count = max(1, len(answers))
+    overlaps = [overlap(t, r) for t, r in zip(texts, references, strict=True) if r] if references else []
     return {
         "distinct_1": distinct(texts, 1), "distinct_2": distinct(texts, 2), "repetition": sum(map(repetition, texts)) / count,
-        "chars": sum(map(len, texts)) / count, "stopped": sum(a.stopped for a in answers) / count,
+        "chars": sum(map(len, texts)) / count, "stopped": sum(a.stopped for a in answers) / count, "refused": sum(map(refused, texts)) / count,
+        **({"overlap": sum(overlaps) / len(overlaps)} if overlaps else {}),
     }  # fmt: skip

@@ -56,10 +56,19 @@ def bits_per_byte(model: Any, tokenizer: Any, texts: Sequence[str], *, window: i
     Raises:
         SopError: where there is no text to measure.
     """
-    total = sum(score_texts(model, tokenizer, texts, window=window, batch_size=batch_size), Bits())
-    if not total.tokens:
+    return total(score_texts(model, tokenizer, texts, window=window, batch_size=batch_size))
+
+
+def total(parts: Sequence[Bits]) -> Bits:
+    """The sum over documents.
+
+    Raises:
+        SopError: where there is no text to measure.
+    """
+    found = sum(parts, Bits())
+    if not found.tokens:
         raise SopError("there is no text to measure", fix="check the text file and its fields", code=DATA)
-    return total
+    return found
 
 
 def score_texts(model: Any, tokenizer: Any, texts: Sequence[str], *, window: int, batch_size: int) -> list[Bits]:

@@ -41,19 +41,29 @@ def conversations(path: Path, limit: int | None = None) -> Chosen:
     return _choose(path, answered, lambda messages: "\0".join(str(m.get("content")) for m in messages), limit, "conversations")
 
 
-def prompts(given: Sequence[str], path: Path | None) -> list[str]:
-    """The prompts of the config, then those of a file: a line of text, or the first user turn of a row."""
+class Prompt(NamedTuple):
+    """A question, and a reference answer where the file has one."""
+
+    question: str
+    reference: str | None = None
+
+
+def prompts(given: Sequence[str], path: Path | None) -> list[Prompt]:
+    """The prompts of the config, then those of a file: a line of text, or the first user turn of a row with the answer that follows it."""
     from ..data.formats import RowError, to_messages, to_text
     from ..data.records import read
 
-    out = list(given)
+    out = [Prompt(text) for text in given]
     for record in read(path) if path else ():
         if record.row is None:
             continue
         try:
-            out.append(next(m["content"] for m in to_messages(record.row) if m["role"] == "user"))
+            turns = [m for m in to_messages(record.row) if m["role"] != "system"]
+            asked = next(i for i, m in enumerate(turns) if m["role"] == "user")
+            answer = turns[asked + 1] if asked + 1 < len(turns) else None
+            out.append(Prompt(turns[asked]["content"], answer["content"] or None if answer and answer["role"] == "assistant" else None))
         except (RowError, StopIteration):
-            out.append(to_text(record.row))
+            out.append(Prompt(to_text(record.row)))
     return out
 
 

@@ -23,6 +23,7 @@ EXTRAS = {
     "modelscope": ("modelscope",),
     "zh": ("py3langid",),
     "qlora": ("bitsandbytes",),
+    "eval": ("lm-eval",),
 }
 
 
@@ -191,6 +192,7 @@ PURPOSES: dict[str, Callable[[], Iterator[Finding]]] = {
     "modelscope": _needs_extra("modelscope"),
     "zh": _needs_extra("zh"),
     "qlora": _qlora,
+    "eval": _needs_extra("eval"),
     "verl": _verl,
     "gguf": _gguf,
     "ollama": _needs_command("ollama", "ollama", "install Ollama to run an exported model with it"),

@@ -24,6 +24,7 @@ STAGE_KEYS = ("stage", "config", "with")
 RESERVED = ("root", "project", "name", "shared", "evaluation", "stages")
 OUTPUT_KEYS = (("output_dir",), ("training_args", "output_dir"))
 COMPARE = "eval.compare"
+NOT_GUARDED = ("prompts", "prompts_file", "sft_file", "answers", "samples", "training")  # keys of `evaluation` that no check between stages needs
 _ID = re.compile(r"[a-z][a-z0-9_-]*\Z")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
@@ -182,6 +183,7 @@ class _Reader:
                 compares = compares or body["stage"] == COMPARE
                 seen.add(name)
                 yield name, (*loc, name), body
+                yield from self._check(name, seen)
         if "evaluation" in self.tree.data and not compares:
             yield from self._evaluation(seen)
 
@@ -199,6 +201,20 @@ class _Reader:
                 self.bad(("evaluation", "after", i), f"evaluation.after: no stage {name!r}", suggest(str(name), sorted(seen)))
         given = {k: v for k, v in body.items() if k not in ("after", "config")}
         yield "compare", ("evaluation",), {"stage": COMPARE, "config": body.get("config"), "with": {"models": models, **given}}
+
+    def _check(self, name: str, seen: set[str]) -> Iterator[tuple[str, Loc, dict[str, Any]]]:
+        """With a forgetting guard that stops, each model of `evaluation.after` is measured before the next stage builds on it; `compare` takes these measurements over."""
+        body = self.tree.data.get("evaluation")
+        if not isinstance(body, dict):
+            return
+        after, guard = body.get("after"), body.get("guard")
+        stops = isinstance(guard, dict) and guard.get("general") and guard.get("stop", True)
+        if not stops or not isinstance(after, list) or name not in after[1:] or after[0] not in seen:
+            return
+        given = {k: v for k, v in body.items() if k.partition(".")[0] not in ("after", "config", *NOT_GUARDED)}
+        models = {after[0]: f"${{{after[0]}}}", name: f"${{{name}}}"}
+        more = {"models": models, "prompts": [], "cache_dir": str(self.root / "compare" / ".cache")}
+        yield f"check_{name}", ("evaluation",), {"stage": COMPARE, "config": body.get("config"), "with": {**given, **more}}
 
     def _step(self, name: str, loc: Loc, body: Mapping[str, Any], folders: Mapping[str, Path], ids: Sequence[str]) -> Step | None:
         try:

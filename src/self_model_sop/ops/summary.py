@@ -61,10 +61,10 @@ def tables(pipeline: Pipeline, done: Sequence[Artifact], answer_chars: int) -> I
         if step.entry.name == "tokenizer.evaluate":
             yield tokenizer_table(made.stats)
     yield from training_table(pipeline, done)
-    for step, made in zip(pipeline.steps, done, strict=True):
-        if step.entry.name == "eval.compare":
-            yield models_table(made.stats)
-            yield from answers_table(made.stats, answer_chars)
+    compared = [made for step, made in zip(pipeline.steps, done, strict=True) if step.entry.name == "eval.compare"]
+    for made in compared[-1:]:  # checks between the stages measure what the last one shows together
+        yield models_table(made.stats)
+        yield from answers_table(made.stats, answer_chars)
     yield stages_table(pipeline, done)
 
 
