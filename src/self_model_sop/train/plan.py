@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from .preflight import read_json, weight_shapes
 from .settings import TrainConfig
 
 GIB = 1 << 30
+_PROCESS = 600 << 20  # interpreter, libraries and their buffers
+_CAST = 0.68  # bytes of activations under autocast, as a share of those in fp32: norms, softmax and the residual stream stay fp32
 Phase = tuple[str, str, Mapping[str, Any]]  # name, what is trained, its training_args
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model decides its memory. Numbers of weights; `layers`, `hidden`, `intermediate`, `heads`, `vocabulary` as in its config."""
+    """What of a model decides its memory. Numbers of weights; `layers`, `hidden`, `intermediate`, `heads`, `vocabulary` as in its config; `keys`: width of its keys."""
 
     parameters: int
     embedding: int
@@ -28,6 +31,7 @@ class Shape:
     hidden: int
     intermediate: int
     heads: int
+    keys: int
     vocabulary: int
     bytes_on_disk: int
 
@@ -60,9 +64,11 @@ def shape_of(folder: str | Path) -> Shape | None:
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
     if not hidden or not layers:
         return None
+    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    keys = int(config.get("num_key_value_heads") or heads) * int(config.get("head_dim") or hidden // heads)
     return Shape(
-        sum(sizes.values()), embedding, layers, hidden, int(config.get("intermediate_size") or 4 * hidden), int(config.get("num_attention_heads") or config.get("n_head") or 1),
-        int(config.get("vocab_size") or 0), sum(p.stat().st_size for p in Path(folder).glob("*.safetensors")),
+        sum(sizes.values()), embedding, layers, hidden, int(config.get("intermediate_size") or 4 * hidden), heads, keys, int(config.get("vocab_size") or 0),
+        sum(p.stat().st_size for p in Path(folder).glob("*.safetensors")),
     )  # fmt: skip
 
 
@@ -87,52 +93,102 @@ def trainable(shape: Shape, train: str, peft: PeftSettings | None, rows: int, fo
     return sum(peft.lora_r * (s[0] + s[1]) for s in adapted) + (rows * shape.hidden if peft.new_rows != "freeze" else 0)
 
 
-def memory(shape: Shape, learned: int, arguments: Mapping[str, Any], length: int, *, peft: PeftSettings | None, half: bool, share: float = 1.0) -> Memory:
-    """Bytes that a training takes, after Korthikanti et al. (arXiv 2205.05198) with attention that keeps no score matrix.
+@dataclass(frozen=True)
+class Rows:
+    """How training rows look: `length` tokens at most; `packed`: several texts in one, told apart by a mask; `one`: the whole batch in one row; `share`: part of the tokens
+    that is learned; `eager` attention."""
+
+    length: int
+    packed: bool = False
+    one: bool = False
+    share: float = 1.0
+    eager: bool = False
+
+
+def memory(shape: Shape, learned: int, arguments: Mapping[str, Any], rows: Rows, *, peft: PeftSettings | None, half: bool) -> Memory:
+    """Bytes that a training takes at its peak, which is where a backward pass begins or where the optimizer steps.
+
+    What a layer keeps for its backward pass was counted with torch's saved-tensor hooks on Llama layers (`benchmarks/training/memory.py --saved`).
 
     Args:
         shape: the model.
         learned: weights with a gradient.
         arguments: training_args.
-        length: tokens of a row, at most.
-        peft: adapter settings; with them, activations of frozen layers' inputs are kept only where an adapter or a later gradient needs them.
+        rows: what a row of the batch looks like.
+        peft: adapter settings; frozen layers keep their inputs only where an adapter needs them.
         half: computing in bf16 or fp16 (autocast over fp32 weights).
-        share: part of the positions whose logits are computed.
     """
-    tokens = int(arguments.get("per_device_train_batch_size", 8)) * length
-    width = 2 if half else 4
-    frozen = learned < shape.parameters / 2
-    per_token = 6 * shape.hidden + (3 if frozen else 4) * shape.intermediate + (4 if frozen else 6) * shape.hidden
+    tokens = int(arguments.get("per_device_train_batch_size", 8)) * rows.length
+    each = _kept(shape, rows, tokens if rows.one else rows.length, peft, frozen=learned < shape.parameters / 2)
     checkpointed = arguments.get("gradient_checkpointing") or arguments.get("activation_checkpointing")
-    activations = tokens * width * (shape.layers * shape.hidden + per_token if checkpointed else shape.layers * per_token)
-    logits = int(tokens * share * shape.vocabulary * (4 * 2 + (2 if half else 0)))
+    floats = shape.layers * shape.hidden + each if checkpointed else shape.layers * each
+    activations = int(tokens * (floats + 3 * shape.hidden) * 4 * (_CAST if half else 1))
+    logits = int(tokens * rows.share * shape.vocabulary * 4 * 3)  # themselves, their logarithm, and its gradient
     copies = shape.parameters * 2 if half else 0  # autocast keeps a cast copy of each weight during a pass
     stored = shape.parameters * (1 if peft and peft.qlora else 4)
-    return Memory(stored, learned * 4, learned * 8, activations, logits, copies + (600 << 20))
+    # gradients grow while activations are given back: of the two only the larger counts
+    gradients = max(learned * 4 - activations - logits, 0)
+    return Memory(stored, gradients, learned * 8, activations, logits, copies + _PROCESS)
 
 
-def lines(config: TrainConfig, phases: Sequence[Phase], files: Sequence[Path], *, peft: PeftSettings | None) -> list[str]:
+def _kept(shape: Shape, rows: Rows, width: int, peft: PeftSettings | None, *, frozen: bool) -> int:
+    """Floats that one layer keeps of one token, in a row of `width` tokens, for its backward pass."""
+    keys = shape.hidden if rows.packed else shape.keys  # with a mask, keys and values are repeated for every head
+    attention = 2 * keys + (width if rows.packed else 0) + (2 * shape.heads * width if rows.eager else 0)
+    if not frozen:
+        return 8 * shape.hidden + 4 * shape.intermediate + attention
+    if peft is None or not peft.enabled:
+        return 4 * shape.hidden + 3 * shape.intermediate + attention
+    wide = isinstance(peft.target_modules, str) or bool({"down_proj", "gate_proj", "up_proj"} & set(peft.target_modules))
+    return (6 if wide else 5) * shape.hidden + (4 if wide else 3) * shape.intermediate + attention
+
+
+def lines(config: TrainConfig, phases: Sequence[Phase], files: Sequence[Path], *, peft: PeftSettings | None, layout: Rows) -> list[str]:
     """The plan in words."""
     shape = shape_of(config.model_name_or_path)
     if shape is None:
         return [f"model: {config.model_name_or_path} is not here yet (or of an unknown shape): no estimate of memory and time"]
     rows = len(new_rows(config.tokenizer_source, config.model_name_or_path) or ())
-    tokens, (_, length), half = _tokens(files), config.sequence_length, _half(config)
+    tokens, length, half = _tokens(files), layout.length, _half(config)
     out = [f"model: {shape.parameters:,} weights" + (f", {rows:,} new vocabulary rows" if rows else "")]
     out.append(f"data: {_size(files)}, about {tokens:,} tokens, sequences of at most {length:,}")
     speed = None if machine.gpus() else machine.training_flops(half=half)
-    largest = 0
+    largest, fitting = 0, ""
     for name, train, arguments in phases:
         learned, each, steps = trainable(shape, train, peft, rows, config.model_name_or_path), _tokens_per_step(arguments, length), _steps(arguments, tokens, length)
-        parts = memory(shape, learned, arguments, length, peft=peft, half=half)
-        largest = max(largest, parts.total)
+        parts = memory(shape, learned, arguments, layout, peft=peft, half=half)
+        if parts.total > largest:
+            largest = parts.total
+            fitting = _nearest(shape, learned, arguments, layout, peft=peft, half=half)
         work = min(steps * each, round(float(arguments.get("num_train_epochs", 3)) * tokens) if int(arguments.get("max_steps", -1)) < 1 else steps * each)
         seconds = work * shape.parameters * (4 if learned < shape.parameters / 2 else 6)
         time_here = f", about {human_seconds(seconds / speed)} on this machine when it is idle" if speed else ""
         out.append(f"{name}: trains {learned:,} weights ({learned / shape.parameters:.2%}), {steps:,} steps of at most {each:,} tokens{time_here}")
         out.append("  memory: " + ", ".join(f"{key} {value / GIB:.2f}" for key, value in vars(parts).items()) + f" = {parts.total / GIB:.1f} GiB")
-    return [*out, *_against_machine(config, shape, largest)]
+    return [*out, *_against_machine(config, shape, largest, fitting)]
 
+
+def _nearest(shape: Shape, learned: int, arguments: Mapping[str, Any], layout: Rows, *, peft: PeftSettings | None, half: bool) -> str:
+    """The setting nearest to this one that fits into the machine's memory, as keys of training_args: smaller batches first, then gradient checkpointing; "" where none does."""
+    from .attempts import halved
+
+    have, tried = _memory_here(), dict(arguments)
+    for extra in ({}, {"gradient_checkpointing": True}):
+        tried = {**arguments, **extra}
+        while True:
+            need = memory(shape, learned, tried, layout, peft=peft, half=half).total
+            if need <= have:
+                changed = {k: v for k, v in tried.items() if arguments.get(k) != v}
+                return " ".join(f"training_args.{k}={str(v).lower()}" for k, v in changed.items()) + f" ({need / GIB:.1f} GiB)"
+            smaller = halved(tried)
+            if smaller is None:
+                break
+            tried |= smaller
+    return ""
+
+
+def _memory_here() -> int:
+    return min((d.memory for d in machine.gpus()), default=machine.memory_available())
 
 def _half(config: TrainConfig) -> bool:
     """Whether the run will compute in bf16 or fp16 (the same choice as precision.choose, without torch)."""
@@ -141,14 +197,14 @@ def _half(config: TrainConfig) -> bool:
     return bool(machine.gpus()) or machine.has_amx()
 
 
-def _against_machine(config: TrainConfig, shape: Shape, need: int) -> Iterator[str]:
-    devices = machine.gpus()
-    have = min((d.memory for d in devices), default=machine.memory_available())
+def _against_machine(config: TrainConfig, shape: Shape, need: int, fitting: str) -> Iterator[str]:
+    devices, have = machine.gpus(), _memory_here()
     what = f"{len(devices)} x {devices[0].name}, {have / GIB:.1f} GiB each" if devices else f"{machine.cores()} CPU cores, {have / GIB:.1f} GiB of memory free"
     yield f"this machine: {what}" + ("" if need <= have else f" - too little for {need / GIB:.1f} GiB")
     if need > have:
         from .attempts import fixes
 
+        yield f"  nearest setting that fits: {fitting or 'none with smaller batches and gradient checkpointing'}"
         yield from (f"  try {fix}" for fix in fixes(config)[:3])
     folder = config.target().folder
     while not folder.exists():
@@ -171,6 +227,22 @@ def _steps(arguments: Mapping[str, Any], tokens: int, length: int) -> int:
 def _tokens(files: Sequence[Path]) -> int:
     """About one token for 3 bytes of text, Chinese or English; a file's JSON frame taken into account by a tenth."""
     return int(sum(_bytes(f) for f in files) * 0.9 / 3)
+
+
+def learned_share(files: Sequence[Path], rows: int = 200) -> float:
+    """About which part of the tokens is the assistant's: by characters, of the first rows."""
+    from ..data import records
+    from ..data.formats import RowError, to_messages
+
+    own = every = 1
+    for record in islice(records.read(files), rows):
+        try:
+            messages = to_messages(record.row) if record.row is not None else []
+        except RowError:
+            continue
+        lengths = [(len(str(message.get("content") or "")), message["role"] == "assistant") for message in messages]
+        own, every = own + sum(n for n, mine in lengths if mine), every + sum(n for n, _ in lengths)
+    return own / every
 
 
 def _bytes(path: Path) -> int:

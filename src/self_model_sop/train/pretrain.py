@@ -139,10 +139,11 @@ def _next(config: PretrainConfig) -> str:
 def plan(config: PretrainConfig) -> Sequence[str]:
     """What `--dry-run` prints."""
     from .phases import overrides
-    from .plan import lines
+    from .plan import Rows, lines
 
     phases = [(p.name, p.train, {**config.training_args, **overrides(p)}) for p in config.phases]
-    return lines(config, phases, [*paths(config.data.train_file), *paths(config.data.replay_file)], peft=None)
+    layout = Rows(config.data.block_size, packed=True, eager=config.attn_implementation == "eager")
+    return lines(config, phases, [*paths(config.data.train_file), *paths(config.data.replay_file)], peft=None, layout=layout)
 
 
 STAGE = Stage(

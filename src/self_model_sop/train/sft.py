@@ -196,9 +196,14 @@ def _next(config: SftConfig) -> str:
 
 def plan(config: SftConfig) -> Sequence[str]:
     """What `--dry-run` prints."""
-    from .plan import lines
+    from .plan import Rows, learned_share, lines
 
-    return lines(config, [("sft", "all", config.training_args)], paths(config.data.train_file), peft=config.peft)
+    files = paths(config.data.train_file)
+    batching = "packed" if config.data.packing else config.data.batching
+    share = 1.0 if config.train_on == "full" else learned_share(files)
+    eager = config.attn_implementation == "eager"
+    layout = Rows(config.data.max_length, packed=batching != "padded", one=batching == "padding_free", share=share, eager=eager)
+    return lines(config, [("sft", "all", config.training_args)], files, peft=config.peft, layout=layout)
 
 
 STAGE = Stage(
