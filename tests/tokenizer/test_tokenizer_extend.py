@@ -102,7 +102,9 @@ def test_the_sentencepiece_model_says_the_same_as_the_json(folder: Path, name: s
 def test_special_tokens_keep_their_ids_one_by_one(folder: Path, name: str) -> None:
     """Appending to the vocabulary alone would renumber them on reload (`<|im_start|>` of Qwen3: 151644 -> 151654)."""
     old, new, path = pair(folder, name)
+    named = json.loads((path / "gates.json").read_text(encoding="utf-8"))["special_ids"]
     for special in SPECIALS:
+        assert named[special] == old.convert_tokens_to_ids(special)
         assert new.convert_tokens_to_ids(special) == old.convert_tokens_to_ids(special) is not None
         assert gates.ids(new, [f"患者{special}高血压"])[0].count(old.convert_tokens_to_ids(special)) == 1
     naive = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))

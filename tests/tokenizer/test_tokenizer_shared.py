@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
-from self_model_sop.tokenizer import extend, select
+from self_model_sop.tokenizer import extend, gates, select
 from self_model_sop.tokenizer.settings import AuxConfig, CorpusConfig, SelectionConfig, TokenizerConfig
+from self_model_sop.train.model import load_tokenizer
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 pytestmark = [pytest.mark.shared, pytest.mark.slow, pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is absent")]
@@ -21,6 +23,13 @@ BASES = {
     "llama2": (0.25, ["<s>", "</s>", "<unk>"]),
     "bert_base_chinese": (0.18, ["[PAD]", "[MASK]", "[CLS]"]),
 }
+
+
+def test_the_probe_is_that_of_llama_cpp() -> None:
+    """Its converter knows Qwen's pre-tokenizer by this hash (convert_hf_to_gguf.py, `get_vocab_base_pre`: qwen2)."""
+    tokenizer = load_tokenizer(SHARED / "tokenizers/qwen3")
+    found = hashlib.sha256(str(tokenizer.encode(gates.LLAMA_CPP_PROBE)).encode()).hexdigest()
+    assert found == "e636dc30a262dcc0d8c323492e32ae2b70728f4df7dfe9737d9f920a282b8aea"
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -59,7 +59,7 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     texts = sample(held_out)
     passed = gates.check(pair, [*texts, *gates.without_chinese(texts)])
     report = {"gates": passed, "changed_regression_lines": gates.changed_lines(pair), "llama_cpp_probe": gates.llama_cpp_probe(pair)}
-    (run.work / REPORT).write_text(gates.dump(report), encoding="utf-8")
+    (run.work / REPORT).write_text(gates.dump(report | {"special_ids": baseline.special_ids(pair.new)}), encoding="utf-8")
     return {"method": method, "tokens": len(rows), "base_tokens": base.size, "new_ids": [base.next_id, base.next_id + len(rows)], **report, **reduction(pair, held_out)}
 
 
