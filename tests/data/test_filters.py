@@ -96,8 +96,8 @@ def test_repeated_share_equals_its_definition() -> None:
 
 
 def test_boilerplate_only_in_short_texts() -> None:
-    assert filters.boilerplate("您访问的页面不存在", CONFIG) == "boilerplate"
-    assert filters.boilerplate(PROSE * 3 + "版权所有", CONFIG) is None
+    assert filters.boilerplate("您访问的页面不存在", CONFIG.boilerplate) == "boilerplate"
+    assert filters.boilerplate(PROSE * 3 + "版权所有", CONFIG.boilerplate) is None
 
 
 def test_refusals() -> None:

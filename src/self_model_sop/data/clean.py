@@ -18,7 +18,12 @@ from ..config import option
 from .characters import codepoints, text_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .batch import Batch
     from .characters import Codes
+    from .ngrams import Bits
 
 Where = Literal["pretrain", "all", "none"]
 
@@ -175,8 +180,17 @@ def _mapped(text: str, config: CleanConfig) -> str:
 _WIDE_POINT = re.compile(r"(?<=[0-9])．(?=[0-9])")
 _WIDE_PERCENT = re.compile(r"(?<=[0-9])％")
 _INDENT = re.compile(r"^[\u3000\u00a0]+", re.M)
-_LINE_END = re.compile(r"[ \t]+(?=\n)|[ \t]+\Z")
-_BLANK_LINES = re.compile(r"\n{3,}")
+_LINE_END = re.compile(r"[ \t]+(?=\n)")
+
+
+def _thin(text: str, marks: tuple[str, ...], rest: re.Pattern[str]) -> str:
+    """Newlines without what each mark has beside them. Repeated replacement is the quickest way for the usual one or two characters; `rest` ends longer runs."""
+    for _ in range(4):
+        if not any(mark in text for mark in marks):
+            return text
+        for mark in marks:
+            text = text.replace(mark, "\n")
+    return rest.sub("", text)
 
 
 def _characters(text: str, config: CleanConfig) -> str:
@@ -184,16 +198,15 @@ def _characters(text: str, config: CleanConfig) -> str:
         if "\r" in text:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         if "\u3000" in text or "\u00a0" in text:
-            text = _INDENT.sub("", text)
+            text = _thin(text.lstrip("\u3000\u00a0"), ("\n\u3000", "\n\u00a0"), _INDENT)
     if not (text.isascii() and text.isprintable()):
         text = _mapped(text, config)
         if config.width and ("．" in text or "％" in text):
             text = _WIDE_PERCENT.sub("%", _WIDE_POINT.sub(".", text))
     if config.whitespace:
-        if " \n" in text or "\t\n" in text or text[-1:] in " \t":
-            text = _LINE_END.sub("", text)
-        if "\n\n\n" in text:
-            text = _BLANK_LINES.sub("\n\n", text)
+        text = _thin(text, (" \n", "\t\n"), _LINE_END)
+        while "\n\n\n" in text:
+            text = text.replace("\n\n\n", "\n\n")
     return text
 
 
@@ -228,7 +241,7 @@ def _opencc() -> Any:
 
 def cleaner(config: CleanConfig, *, pretrain: bool) -> Callable[[str], str]:
     """The function that cleans one text; pretraining text is cleaned harder than the texts of a dialogue."""
-    markup, links = (getattr(config, name) == "all" or (pretrain and getattr(config, name) == "pretrain") for name in ("html", "links"))
+    markup, links = _wanted(config, pretrain)
 
     def plain(text: str) -> str:
         if markup and "<" in text and (pretrain or not _ABOUT_CODE.search(text)):
@@ -251,3 +264,53 @@ def cleaner(config: CleanConfig, *, pretrain: bool) -> Callable[[str], str]:
         return text.strip() if config.whitespace else text
 
     return clean
+
+
+def _wanted(config: CleanConfig, pretrain: bool) -> tuple[bool, bool]:
+    """Whether tags and entities, and links, are removed."""
+    html, links = (getattr(config, name) == "all" or (pretrain and getattr(config, name) == "pretrain") for name in ("html", "links"))
+    return html, links
+
+
+_DIRTY, _BLANK, _LINK = 1, 2, 4
+
+
+@lru_cache(maxsize=8)
+def _suspects(config: CleanConfig, pretrain: bool) -> NDArray[np.uint8]:
+    """What a character may ask for, [0x110000]: cleaning wherever it stands (_DIRTY), at some places (_BLANK), before some others (_LINK)."""
+    import numpy as np
+
+    markup, links = _wanted(config, pretrain)
+    _, mapped = _character_rules(config.whitespace, config.controls, config.width)
+    table: NDArray[np.uint8] = (mapped != np.arange(0x110000, dtype=np.uint32)).astype(np.uint8) * np.uint8(_DIRTY)
+    table[[ord(c) for c in ("<&" if markup else "") + ("．％" if config.width else "") + ("\r" if config.whitespace else "")]] = _DIRTY
+    if config.mojibake:
+        table[0xC2:0xF5] = _DIRTY
+    if config.whitespace:
+        table[[c for c in range(0x3001) if chr(c).isspace()]] |= _DIRTY
+        table[[ord(c) for c in " \t\n"]] = _BLANK
+    if links:
+        table[[ord(":"), ord("w")]] |= _LINK
+    return table
+
+
+def unclean(batch: Batch, config: CleanConfig, *, pretrain: bool) -> Bits:
+    """Mask of the texts that cleaning may change, [texts]; all others it would leave as they are."""
+    import numpy as np
+
+    if config.simplify:
+        return np.ones(len(batch.texts), bool)
+    kinds = _suspects(config, pretrain)[batch.codes]
+    out = batch.having(np.flatnonzero((kinds & _DIRTY) != 0))
+    after = np.concatenate([batch.codes, np.zeros(2, np.uint32)])
+    if config.whitespace:
+        at = np.flatnonzero((kinds & _BLANK) != 0)
+        one, two = after[at + 1], after[at + 2]
+        edges = np.zeros(len(after), bool)
+        edges[batch.starts] = edges[batch.ends - 1] = True
+        line = batch.codes[at] == 10
+        out |= batch.having(at[edges[at] | ((one == 10) & (~line | (two == 10)))])
+    at = np.flatnonzero((kinds & _LINK) != 0)
+    first, one = batch.codes[at], after[at + 1]
+    out |= batch.having(at[np.where(first == ord(":"), one == ord("/"), one == ord("w"))])
+    return out

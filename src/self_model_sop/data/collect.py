@@ -60,7 +60,7 @@ def _items(number: int, member: InputFile, span: Span) -> Iterator[Item]:
     if source.kind == "jsonl":
         for line, text, error in text_lines(source.path, source.encoding, source.max_line_bytes, span):
             if error or text.strip(" \t\r"):
-                yield Item(number, line, None if error else text, error, text[:1000])
+                yield Item(number, line, None, error, text[:1000]) if error else Item(number, line, text, None, "")
         return
     for record in text_records(source, span) if source.kind == "txt" else source:
         yield Item(number, record.line, record.row, record.error, record.raw)

@@ -16,12 +16,15 @@ from ..config import option
 from ..errors import missing_extra
 from .characters import HAN, HANGUL, KANA, LETTER, PUNCTUATION, SPACE, SYMBOL, classes
 from .formats import Message
+from .ngrams import hash_windows
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .batch import Batch
     from .characters import Codes
+    from .ngrams import Bits
 
     Hashes = NDArray[np.uint32]
 
@@ -86,6 +89,14 @@ def counts(codes: Codes) -> list[int]:
     return [int(n) for n in np.bincount(classes(codes), minlength=8)]
 
 
+def counts_of(batch: Batch) -> list[list[int]]:
+    """The same for every text, [texts, 8]."""
+    import numpy as np
+
+    found: list[list[int]] = np.bincount(batch.owners << np.uint32(3) | batch.kinds, minlength=8 * len(batch.texts)).reshape(-1, 8).tolist()
+    return found
+
+
 def han_ratio(count: Sequence[int], config: FilterConfig) -> str | None:
     """low_han_ratio: too few Han characters among all letters."""
     letters = count[HAN] + count[LETTER] + count[KANA] + count[HANGUL]
@@ -123,28 +134,33 @@ def language_of(text: str, count: Sequence[int]) -> str:
 
 # --- lines and repetition -----------------------------------------------------------------------------------------------------------------
 
-_BULLETS = ("•", "●", "○", "■", "□", "◆", "▪", "‣", "·", "-", "*", "–", "—", "➢")
+NOTICE = 200  # a notice of a web site has fewer characters
+_LEAST = 100  # characters of a text in which repetition means something
+_OWNER_BITS = 10  # of a 32-bit key, for the number of a text among those looked at together
+_BULLETS = frozenset("•●○■□◆▪‣·-*–—➢")
 _ELLIPSES = ("…", "...", "。。。")
 
 
 def line_shapes(lines: Sequence[str], config: FilterConfig) -> str | None:
     """bullet_lines, ellipsis_lines: link lists and teasers."""
-    if len(lines) >= 10 and sum(x.startswith(_BULLETS) for x in lines) > config.max_bullet_lines * len(lines):
+    if len(lines) >= 10 and sum(x[0] in _BULLETS for x in lines) > config.max_bullet_lines * len(lines):
         return "bullet_lines"
-    return "ellipsis_lines" if len(lines) >= 5 and sum(x.endswith(_ELLIPSES) for x in lines) > config.max_ellipsis_lines * len(lines) else None
+    return "ellipsis_lines" if len(lines) >= 5 and sum(x[-1] in "….。" and x.endswith(_ELLIPSES) for x in lines) > config.max_ellipsis_lines * len(lines) else None
 
 
-def repetition(codes: Codes, lines: Sequence[str], config: RepetitionConfig) -> str | None:
-    """duplicate_lines, top_ngram, duplicate_ngrams. `codes`: [chars]; `lines`: not empty ones, stripped."""
-    if not config.enabled or len(codes) < 100:
+def repetition(codes: Codes, lines: Sequence[str], config: RepetitionConfig, *, ngrams: bool = True) -> str | None:
+    """duplicate_lines, top_ngram, duplicate_ngrams. `codes`: [chars]; `lines`: not empty ones, stripped; `ngrams`: whether n-grams may be repeated (`may_repeat`)."""
+    if not config.enabled or len(codes) < _LEAST:
         return None
     if len(lines) > 1 and (len(set(lines)) < len(lines)):
         seen: set[str] = set()
         repeated = [x for x in lines if x in seen or seen.add(x)]  # type: ignore[func-returns-value]
         if len(repeated) > config.duplicate_lines * len(lines) or sum(map(len, repeated)) > config.duplicate_line_chars * sum(map(len, lines)):
             return "duplicate_lines"
+    if not ngrams:
+        return None
     text = codes[classes(codes) != SPACE]
-    if len(text) < 100:
+    if len(text) < _LEAST:
         return None
     most = _most_frequent(text)
     grams = _Grams(text)
@@ -156,6 +172,37 @@ def repetition(codes: Codes, lines: Sequence[str], config: RepetitionConfig) -> 
         if n <= len(text) and _repeated_share(grams, n, len(text), limit) > limit:
             return "duplicate_ngrams"
     return None
+
+
+def may_repeat(batch: Batch, config: RepetitionConfig) -> Bits:
+    """Mask of the texts whose n-grams must be looked at one by one; for all others `repetition` would find none too frequent, [texts].
+
+    Bounds that are quick to count for many texts: no n-gram is more frequent than the fullest of 256 buckets of 2-grams, and no more n-grams are repeated than shorter ones.
+    """
+    import numpy as np
+
+    out = np.ones(len(batch.texts), bool)
+    sizes = [int(n) for n in config.duplicate_ngrams]
+    shortest = min(sizes, default=2)
+    for low in range(0, len(batch.texts), 1 << _OWNER_BITS):
+        high = min(len(batch.texts), low + (1 << _OWNER_BITS))
+        inside = slice(int(batch.starts[low]), int(batch.ends[high - 1]))
+        solid = batch.kinds[inside] != SPACE
+        codes, owner = batch.codes[inside][solid], batch.owners[inside][solid] - np.uint32(low)
+        length = np.bincount(owner, minlength=high - low)
+        bucket = owner << np.uint32(8) | hash_windows(codes, 2, 32) >> np.uint32(24)
+        fullest = np.bincount(bucket, minlength=256 * (high - low)).reshape(-1, 256).max(axis=1)
+        key = owner << np.uint32(32 - _OWNER_BITS) | hash_windows(codes, shortest, 32) >> np.uint32(_OWNER_BITS)
+        key.sort()
+        again = key[1:][key[1:] == key[:-1]]
+        repeats = np.bincount(again >> np.uint32(32 - _OWNER_BITS), minlength=high - low)
+        fine = np.ones(high - low, bool)
+        for n, limit in enumerate(config.top_ngrams, 2):
+            fine &= fullest * n <= limit * length
+        for size, limit in config.duplicate_ngrams.items():
+            fine &= repeats * int(size) <= limit * length
+        out[low:high] = (length >= _LEAST) & ~fine
+    return out
 
 
 class _Grams:
@@ -222,9 +269,9 @@ def _repeats(values: Hashes) -> int:
 # --- phrases ------------------------------------------------------------------------------------------------------------------------------
 
 
-def boilerplate(text: str, config: FilterConfig) -> str | None:
+def boilerplate(text: str, phrases: Sequence[str]) -> str | None:
     """boilerplate: a short text that is a notice of a web site."""
-    return "boilerplate" if len(text) < 200 and any(phrase in text for phrase in config.boilerplate) else None
+    return "boilerplate" if len(text) < NOTICE and any(phrase in text for phrase in phrases) else None
 
 
 def refusal(messages: Sequence[Message], config: FilterConfig) -> str | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .characters import Codes
+    from .ngrams import Ints
 
 _ALPHABETS = 0x530  # Latin, Greek, Cyrillic lie below
 
@@ -69,14 +71,32 @@ def key_of(codes: Codes, exact: bytes = b"") -> bytes:
     """
     import numpy as np
 
+    return keys_of(codes, np.array([len(codes)]), [exact])[0]
+
+
+def keys_of(codes: Codes, ends: Ints, exact: Sequence[bytes]) -> list[bytes]:
+    """The keys of texts that lie one after the other. `codes`: [chars]; `ends`: where each text ends, [texts]."""
+    import numpy as np
+
     folded = _table()[codes]
-    at = np.flatnonzero(folded)
-    kept = folded[at]
+    solid = folded != 0
+    kept = folded[solid]
+    cuts = np.cumsum([np.count_nonzero(solid[low:high]) for low, high in pairwise([0, *ends.tolist()])], dtype=np.int64)
     word = kept < _ALPHABETS
-    word &= (kept >= 0x80) | ((kept >= 0x30) & (kept < 0x3A)) | ((kept >= 0x61) & (kept < 0x7B))
-    apart = np.flatnonzero((np.diff(at) > 1) & word[1:] & word[:-1])
-    if len(apart):
-        kept = np.insert(kept, apart + 1, 0x20)
-    digest = hashlib.blake2b(kept.tobytes(), digest_size=16)
-    digest.update(exact)
-    return digest.digest()
+    if word.any():
+        word &= (kept >= 0x80) | ((kept >= 0x30) & (kept < 0x3A)) | ((kept >= 0x61) & (kept < 0x7B))
+        after_space = np.concatenate([[False], ~solid[:-1]])
+        apart = np.flatnonzero(after_space[solid][1:] & word[1:] & word[:-1]) + 1
+        apart = apart[~np.isin(apart, cuts)]  # between two texts
+        if len(apart):
+            kept = np.insert(kept, apart, 0x20)
+            cuts = cuts + np.searchsorted(apart, cuts, side="right")
+    data = memoryview(kept.tobytes())
+    out, low = [], 0
+    for cut, more in zip((4 * cuts).tolist(), exact, strict=True):
+        digest = hashlib.blake2b(data[low:cut], digest_size=16)
+        if more:
+            digest.update(more)
+        out.append(digest.digest())
+        low = cut
+    return out

@@ -36,6 +36,8 @@ ROLES = {
     "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool", "ipython": "tool",
 }  # fmt: skip
 _LETTERS = "ABCDEFGHIJ"
+_ANSWER_KEYS = frozenset(answer for _, answer in PAIR_KEYS)
+_REJECTED_KEYS = frozenset(rejected for _, rejected in PREFERENCE_KEYS)
 
 
 class RowError(ValueError):
@@ -72,16 +74,23 @@ def detect(row: Row) -> str | None:
 
 def text_key(row: Row) -> str | None:
     """The field of a pretraining row that holds its text."""
-    return next((k for k in TEXT_KEYS if k in row), None)
+    for key in TEXT_KEYS:
+        if key in row:
+            return key
+    return None
 
 
 def pair_keys(row: Row) -> tuple[str, str] | None:
     """The (question, answer) fields of an io row."""
+    if _ANSWER_KEYS.isdisjoint(row):
+        return None
     return next((p for p in PAIR_KEYS if p[0] in row and p[1] in row), None)
 
 
 def preference_keys(row: Row) -> tuple[str, str] | None:
     """The (chosen, rejected) fields of a preference row."""
+    if _REJECTED_KEYS.isdisjoint(row):
+        return None
     return next((p for p in PREFERENCE_KEYS if p[0] in row and p[1] in row), None)
 
 
@@ -108,13 +117,13 @@ def _is_choice(row: Row) -> bool:
 # --- dialogues ----------------------------------------------------------------------------------------------------------------------------
 
 
-def to_messages(row: Row) -> list[Message]:
-    """A dialogue row (alpaca, sharegpt, messages, io, choice) as messages; of an rl row the prompt.
+def to_messages(row: Row, kind: str | None = None) -> list[Message]:
+    """A dialogue row (alpaca, sharegpt, messages, io, choice) as messages; of an rl row the prompt. `kind`: its format, where it is known.
 
     Raises:
         RowError: unknown_role, bad_turn, not_text, bad_tool_call, no_answer, or not_a_dialogue.
     """
-    kind = detect(row)
+    kind = kind or detect(row)
     if kind in ("messages", "sharegpt"):
         turns = row[dialogue_key(row) or "messages"]
         return [*_system(row), *(_message(turn) for turn in turns)]
@@ -323,8 +332,8 @@ def _preference_prompt(row: Row) -> list[Message]:
 # --- text ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def to_text(row: Row, text_fields: Sequence[str] = ()) -> str:
-    """All text of a row, its parts joined by newlines; with `text_fields`, the text of those fields only.
+def to_text(row: Row, text_fields: Sequence[str] = (), kind: str | None = None) -> str:
+    """All text of a row, its parts joined by newlines; with `text_fields`, the text of those fields only. `kind`: its format, where it is known.
 
     Raises:
         RowError: unknown_format, not_text, or what `to_messages` and `to_preference` raise.
@@ -334,7 +343,7 @@ def to_text(row: Row, text_fields: Sequence[str] = ()) -> str:
         if not present:
             raise RowError("no_text_field", ", ".join(text_fields))
         return "\n".join(_string(v) for v in present)
-    kind = detect(row)
+    kind = kind or detect(row)
     if kind == "text":
         return _string(row[text_key(row) or "text"])
     if kind == "preference":
@@ -344,15 +353,17 @@ def to_text(row: Row, text_fields: Sequence[str] = ()) -> str:
         return "\n".join([question, *options])
     if kind is None:
         raise RowError("unknown_format", ", ".join(map(str, list(row)[:6])))
-    return "\n".join(m["content"] for m in to_messages(row) if m["content"])
+    return "\n".join(m["content"] for m in to_messages(row, kind) if m["content"])
 
 
-def map_texts(row: Row, change: Callable[[str], str], text_fields: Sequence[str] = (), *, programs: Callable[[Any], Any] = lambda data: data) -> Row:
-    """A copy of the row with `change` applied to every natural-language text of its format, and everything else as it was.
+def map_texts(
+    row: Row, change: Callable[[str], str], text_fields: Sequence[str] = (), *, programs: Callable[[Any], Any] = lambda data: data, kind: str | None = None
+) -> Row:
+    """A copy of the row with `change` applied to every natural-language text of its format, in a fixed order, and everything else as it was.
 
-    Tool calls and tool results are data for programs: they stay byte for byte, but for what `programs` makes of them.
+    Tool calls and tool results are data for programs: they stay byte for byte, but for what `programs` makes of them. `kind`: the row's format, where it is known.
     """
-    kind = None if text_fields else detect(row)
+    kind = None if text_fields else kind or detect(row)
     keys: Sequence[str] = text_fields
     if kind == "text":
         keys = (text_key(row) or "text",)

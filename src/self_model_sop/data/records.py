@@ -292,9 +292,12 @@ def jsonable(value: Any) -> Any:
     raise TypeError(type(value).__name__)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=jsonable)
+
+
 def dumps(row: dict[str, Any]) -> str:
     """A row as one line of JSON, without the newline; key order kept, no escapes but those that JSON needs."""
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=jsonable)
+    return _ENCODER.encode(row)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -5,6 +5,7 @@ Everything here depends on the row alone, so that rows can be worked on in any n
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -15,15 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from . import filters, pii
-from .characters import codepoints
-from .clean import CleanConfig, cleaner
+from .batch import Batch
+from .clean import CleanConfig, cleaner, unclean
 from .decontaminate import Choice, Overlap
 from .filters import FilterConfig, PartConfig
-from .fold import key_of
+from .fold import keys_of
 from .formats import DIALOGUE_KEYS, Row, RowError, detect, map_texts, missing_part, text_key, to_messages, to_preference, to_text, tools_of
 from .records import dumps, parse_object
 from .rl import RLConfig, to_rl
 
+_PROGRAM_KEYS = frozenset({"tools", "functions", *DIALOGUE_KEYS})
 SHOWN = 200  # characters of a row in reports
 DROPPED = frozenset({"unknown_role"})  # read errors that say something about the content, not about the file
 INCOMPLETE = frozenset({"no_prompt", "no_answer", "no_chosen", "no_rejected", "empty_chosen", "empty_rejected"})  # the same of preference data
@@ -89,8 +91,29 @@ class Rules:
         return f"{self.names[item.file]}:{item.line}" + (f"#{piece}" if piece else "")
 
 
+class _Open:
+    """A readable row while its block is worked on: `texts` are its natural-language texts, before and after cleaning."""
+
+    __slots__ = ("changed", "first", "hits", "item", "kind", "number", "pretrain", "programs", "row")
+
+    def __init__(self, item: Item, row: Row, kind: str | None, pretrain: bool) -> None:
+        self.item, self.row, self.kind, self.pretrain = item, row, kind, pretrain
+        self.first = self.number = 0  # its texts in the list of the block
+        self.programs = self.changed = False
+        self.hits: Counter[str] | None = None
+
+
+class _Piece(NamedTuple):
+    """A row, or one piece of a split document, that the filters decide about."""
+
+    of: _Open
+    number: int
+    row: Row
+    text: str
+
+
 class Judge:
-    """Applies the rules to rows, one after the other."""
+    """Applies the rules to rows, many at once: most rows need little, and that is found out for all of them together."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -98,25 +121,47 @@ class Judge:
         self._overlap = Overlap(rules.items) if rules.items else None
         self.tally = Tally()
 
+    def row(self, item: Item) -> list[Outcome]:
+        """The outcomes of one row; more than one where a long document is split."""
+        return self.block([item])[0]
+
     def block(self, items: Sequence[Item]) -> tuple[list[Outcome], Tally]:
         """The outcomes of a block in its order, and its tally."""
         self.tally = Tally()
-        return [outcome for item in items for outcome in self.row(item)], self.tally
+        read = [self._read(item) for item in items]
+        rows = [r for r in read if isinstance(r, _Open)]
+        texts = self._cleaned(rows)
+        closed: list[Outcome | list[_Piece]] = [r if isinstance(r, Outcome) else self._pieces(r, texts) for r in read]
+        pieces = [piece for c in closed if isinstance(c, list) for piece in c]
+        decided = iter(self._decide(pieces))
+        out: list[Outcome] = []
+        for c in closed:
+            out += [c] if isinstance(c, Outcome) else [next(decided) for _ in c]
+        return out, self.tally
 
-    def row(self, item: Item) -> list[Outcome]:
-        """The outcomes of one row; more than one where a long document is split."""
+    # reading
+
+    def _read(self, item: Item) -> _Open | Outcome:
         row, error = (item.content, item.error) if not isinstance(item.content, str) else parse_object(item.content)
         if error or not isinstance(row, dict):
-            return [self._bad(item, error or "not_an_object", item.raw)]
+            return self._bad(item, error or "not_an_object", item.raw or str(item.content))
+        row = self._renamed(row)
+        kind, fields = detect(row), bool(self.rules.text_fields)
+        if kind is None and not fields:
+            return self._unreadable(item, row, RowError((self.rules.rl and missing_part(row)) or "unknown_format"))
+        return _Open(item, row, kind, fields or kind == "text")
+
+    def _renamed(self, row: Row) -> Row:
+        return {self.rules.columns.get(k, k): v for k, v in row.items()} if self.rules.columns else row
+
+    def _unreadable(self, item: Item, row: Row, wrong: RowError) -> Outcome:
         try:
-            return self._readable(item, self._renamed(row))
-        except RowError as wrong:
             shown = dumps(row)
-            if wrong.reason in DROPPED or (self.rules.rl and wrong.reason in INCOMPLETE):
-                return [self._out(item, 0, wrong.reason, shown)]
-            return [self._bad(item, wrong.reason, shown)]
         except ValueError:  # what JSON cannot say: infinite numbers, bytes in a table
-            return [self._bad(item, "not_json", str(row))]
+            return self._bad(item, "not_json", str(row))
+        if wrong.reason in DROPPED or (self.rules.rl and wrong.reason in INCOMPLETE):
+            return self._out(item, 0, wrong.reason, shown)
+        return self._bad(item, wrong.reason, shown)
 
     def _bad(self, item: Item, reason: str, raw: str) -> Outcome:
         return Outcome(item.file, item.line, 0, reason, True, self._shown(raw))
@@ -129,51 +174,95 @@ class Judge:
         text = text[:SHOWN].replace("\r", "").replace("\0", "\N{SYMBOL FOR NULL}")
         return text if self.rules.pii == "keep" else pii.mask(text, self.rules.pii_rules)[0]
 
-    def _renamed(self, row: Row) -> Row:
-        return {self.rules.columns.get(k, k): v for k, v in row.items()} if self.rules.columns else row
+    # cleaning
 
-    def _readable(self, item: Item, row: Row) -> list[Outcome]:
-        kind = detect(row)
-        fields = self.rules.text_fields
-        pretrain = bool(fields) or kind == "text"
-        if kind is None and not fields:
-            raise RowError((self.rules.rl and missing_part(row)) or "unknown_format")
-        self.tally.formats[item.file, kind or "text"] += 1
-        before = to_text(row, fields)
-        hits: Counter[str] = Counter()
-        row = map_texts(row, lambda text: self._one_text(text, self._clean[pretrain], hits), fields, programs=lambda data: self._one_program(data, hits))
-        text = to_text(row, fields)
-        self.tally.changed += text != before
-        self.tally.characters += len(text)
-        self.tally.pii += hits
-        if fields:
-            row = {**row, "text": text}
-        if hits and self.rules.pii == "drop":
-            return [self._out(item, 0, "personal_data", text)]
-        reason = self._structure(row, kind)
-        if reason:
-            return [self._out(item, 0, reason, text)]
-        pieces = self._pieces(text) if pretrain else [text]
-        outcomes = []
-        for n, piece in enumerate(pieces):
-            part = row if len(pieces) == 1 else {**row, ("text" if fields else text_key(row) or "text"): piece}
-            outcomes.append(self._decide(item, n, part, piece, pretrain))
-        return outcomes
+    def _cleaned(self, rows: Sequence[_Open]) -> list[str]:
+        """The natural-language texts of all rows, clean and (where that is asked for) masked."""
+        texts: list[str] = []
+        for r in rows:
+            r.first = len(texts)
+            self._collect(r, texts)
+            r.number = len(texts) - r.first
+        owner = [r for r in rows for _ in range(r.number)]
+        for kind in (True, False):
+            self._clean_some([i for i, r in enumerate(owner) if r.pretrain is kind], texts, owner, kind)
+        if self.rules.pii != "keep":
+            for i, (masked, hits) in pii.mask_batch(Batch(texts), self.rules.pii_rules).items():
+                self._hits(owner[i]).update(hits)
+                if self.rules.pii == "mask":
+                    texts[i] = masked
+                    owner[i].changed = True
+        return texts
 
-    def _one_text(self, text: str, clean: Any, hits: Counter[str]) -> str:
-        text = clean(text)
-        if self.rules.pii == "keep":
-            return str(text)
-        masked, found = pii.mask(text, self.rules.pii_rules)
-        hits.update(found)
-        return masked if self.rules.pii == "mask" else text
+    def _collect(self, r: _Open, texts: list[str]) -> None:
+        if r.kind == "text" and not self.rules.text_fields and isinstance(text := r.row[text_key(r.row) or "text"], str) and "history" not in r.row:
+            texts.append(text)
+            return
 
-    def _one_program(self, data: Any, hits: Counter[str]) -> Any:
+        def take(text: str) -> str:
+            texts.append(text)
+            return text
+
+        def program(data: Any) -> Any:
+            r.programs = True
+            return data
+
+        map_texts(r.row, take, self.rules.text_fields, programs=program, kind=r.kind)
+
+    def _clean_some(self, which: Sequence[int], texts: list[str], owner: Sequence[_Open], pretrain: bool) -> None:
+        clean = self._clean[pretrain]
+        for at in unclean(Batch([texts[i] for i in which]), self.rules.clean, pretrain=pretrain).nonzero()[0].tolist():
+            i = which[at]
+            text = clean(texts[i])
+            if text != texts[i]:
+                texts[i] = text
+                owner[i].changed = True
+
+    @staticmethod
+    def _hits(r: _Open) -> Counter[str]:
+        if r.hits is None:
+            r.hits = Counter()
+        return r.hits
+
+    def _one_program(self, r: _Open, data: Any) -> Any:
         """Data of a tool call or result: never cleaned, but personal data in it is personal data."""
         if self.rules.pii == "keep":
             return data
-        masked = pii.mask_data(data, self.rules.pii_rules, hits)
+        masked = pii.mask_data(data, self.rules.pii_rules, self._hits(r))
         return masked if self.rules.pii == "mask" else data
+
+    # structure
+
+    def _pieces(self, r: _Open, texts: Sequence[str]) -> list[_Piece] | Outcome:
+        try:
+            return self._readable(r, texts)
+        except RowError as wrong:
+            return self._unreadable(r.item, r.row, wrong)
+        except ValueError:
+            return self._bad(r.item, "not_json", str(r.row))
+
+    def _readable(self, r: _Open, texts: Sequence[str]) -> list[_Piece] | Outcome:
+        fields, row = self.rules.text_fields, r.row
+        if r.changed or r.programs:
+            new = iter(texts[r.first : r.first + r.number])
+            row = map_texts(row, lambda _: next(new), fields, programs=lambda data: self._one_program(r, data), kind=r.kind)
+        text = to_text(row, fields, r.kind)
+        self.tally.formats[r.item.file, r.kind or "text"] += 1
+        self.tally.changed += r.changed
+        self.tally.characters += len(text)
+        if r.hits:
+            self.tally.pii.update(r.hits)
+        if fields:
+            row = {**row, "text": text}
+        if r.hits and self.rules.pii == "drop":
+            return self._out(r.item, 0, "personal_data", text)
+        reason = self._structure(row, r.kind)
+        if reason:
+            return self._out(r.item, 0, reason, text)
+        if not r.pretrain or not self.rules.split_long or len(text) <= self.rules.max_chars:
+            return [_Piece(r, 0, row, text)]
+        key = "text" if fields else text_key(row) or "text"
+        return [_Piece(r, n, {**row, key: piece}, piece) for n, piece in enumerate(split_text(text, self.rules.max_chars, self.rules.min_chars))]
 
     def _structure(self, row: Row, kind: str | None) -> str | None:
         """Faults of dialogues and preferences; rows of another kind than their set holds are errors."""
@@ -184,7 +273,7 @@ class Judge:
             return filters.preference(*to_preference(row), rules.parts)
         if name == "finetune" or (name != "pretrain" and kind in ("alpaca", "io", "sharegpt", "messages")):
             tools_of(row)
-            messages = to_messages(row)
+            messages = to_messages(row, kind)
             return filters.dialogue(messages, rules.max_turns) or filters.refusal(messages, rules.filters)
         return None
 
@@ -198,46 +287,61 @@ class Judge:
             return wrong.reason
         return None
 
-    def _pieces(self, text: str) -> list[str]:
-        return split_text(text, self.rules.max_chars, self.rules.min_chars) if self.rules.split_long and len(text) > self.rules.max_chars else [text]
+    # filters
 
-    def _decide(self, item: Item, piece: int, row: Row, text: str, pretrain: bool) -> Outcome:
-        codes = codepoints(text)
-        reason = self._quality(text, codes, pretrain)
-        if reason is None and self._overlap and next(self._overlap.find([text])) is not None:
-            reason = "contaminated"
+    def _decide(self, pieces: Sequence[_Piece]) -> list[Outcome]:
+        batch = Batch([p.text for p in pieces])
+        reasons = self._reasons(pieces, batch)
+        if self._overlap:
+            left = [i for i, reason in enumerate(reasons) if reason is None]
+            for i, item in zip(left, self._overlap.find(pieces[i].text for i in left), strict=True):
+                reasons[i] = None if item is None else "contaminated"
+        keys = keys_of(batch.codes, batch.ends, [_programs(p.row) for p in pieces])
+        return [self._outcome(*one) for one in zip(pieces, reasons, keys, strict=True)]
+
+    def _outcome(self, piece: _Piece, reason: str | None, key: bytes) -> Outcome:
+        item = piece.of.item
         if reason:
-            return self._out(item, piece, reason, text)
+            return self._out(item, piece.number, reason, piece.text)
+        row = piece.row
         row.pop("_source", None)
-        row["_source"] = self.rules.source(item, piece)
-        return Outcome(item.file, item.line, piece, None, False, text if self.rules.want_text else "", dumps(row), _key(row, codes))
+        row["_source"] = self.rules.source(item, piece.number)
+        try:
+            line = dumps(row)
+        except ValueError:
+            return self._bad(item, "not_json", str(row))
+        return Outcome(item.file, item.line, piece.number, None, False, piece.text if self.rules.want_text else "", line, key)
 
-    def _quality(self, text: str, codes: Any, pretrain: bool) -> str | None:
+    def _reasons(self, pieces: Sequence[_Piece], batch: Batch) -> list[str | None]:
+        """Why each piece is dropped, or None."""
         rules, config = self.rules, self.rules.filters
-        if len(text) < rules.min_chars:
-            return "too_short"
-        if len(text) > rules.max_chars:
-            return "too_long"
-        count = filters.counts(codes)
-        reason = filters.han_ratio(count, config) or filters.language(text, count, config)
-        if reason is None and pretrain:
-            lines = [line for raw in text.split("\n") if (line := raw.strip())]
-            reason = (
-                filters.boilerplate(text, config)
-                or filters.symbols(count, config)
-                or filters.line_shapes(lines, config)
-                or filters.repetition(codes, lines, config.repetition)
-            )
-        return reason or (filters.sentiment(text) if rules.sentiment else None)
+        counts = filters.counts_of(batch)
+        notices = [phrase for phrase in config.boilerplate if phrase in batch.joined] if (batch.lengths < filters.NOTICE).any() else []
+        repeats = filters.may_repeat(batch, config.repetition) if config.repetition.enabled and any(p.of.pretrain for p in pieces) else None
+        out: list[str | None] = []
+        for i, (piece, count) in enumerate(zip(pieces, counts, strict=True)):
+            text = piece.text
+            reason: str | None = "too_short" if len(text) < rules.min_chars else "too_long" if len(text) > rules.max_chars else None
+            reason = reason or filters.han_ratio(count, config) or filters.language(text, count, config)
+            if reason is None and piece.of.pretrain:
+                lines = [line for raw in text.split("\n") if (line := raw.strip())] if "\n" in text else [text]
+                reason = filters.boilerplate(text, notices) or filters.symbols(count, config) or filters.line_shapes(lines, config)
+                if reason is None and repeats is not None and (len(lines) > 1 or repeats[i]):
+                    codes = batch.codes[batch.starts[i] : batch.ends[i]]
+                    reason = filters.repetition(codes, lines, config.repetition, ngrams=bool(repeats[i]))
+            out.append(reason or (filters.sentiment(text) if rules.sentiment else None))
+        return out
 
 
-def _key(row: Row, codes: Any) -> bytes:
-    """What exact duplicates share: the folded text, and all that is no text (tool calls, tool declarations), which must be equal."""
+def _programs(row: Row) -> bytes:
+    """What must be equal in exact duplicates beside the folded text: tool calls and tool declarations."""
+    if _PROGRAM_KEYS.isdisjoint(row):
+        return b""
     programs = [row[name] for name in ("tools", "functions") if row.get(name)]
     for name in DIALOGUE_KEYS:
         turns = row.get(name)
         programs += [t for t in turns if isinstance(t, dict) and (t.get("tool_calls") or t.get("from") == "function_call")] if isinstance(turns, list) else []
-    return key_of(codes, dumps({"": programs}).encode() if programs else b"")
+    return json.dumps(programs, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass") if programs else b""
 
 
 def split_text(text: str, most: int, least: int) -> list[str]:
