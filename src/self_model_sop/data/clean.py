@@ -300,17 +300,16 @@ def unclean(batch: Batch, config: CleanConfig, *, pretrain: bool) -> Bits:
 
     if config.simplify:
         return np.ones(len(batch.texts), bool)
-    kinds = _suspects(config, pretrain)[batch.codes]
+    codes, last = batch.codes, len(batch.codes) - 1
+    kinds = _suspects(config, pretrain)[codes]
     out = batch.having(np.flatnonzero((kinds & _DIRTY) != 0))
-    after = np.concatenate([batch.codes, np.zeros(2, np.uint32)])
     if config.whitespace:
-        at = np.flatnonzero((kinds & _BLANK) != 0)
-        one, two = after[at + 1], after[at + 2]
-        edges = np.zeros(len(after), bool)
+        edges = np.zeros(last + 2, bool)
         edges[batch.starts] = edges[batch.ends - 1] = True
-        line = batch.codes[at] == 10
-        out |= batch.having(at[edges[at] | ((one == 10) & (~line | (two == 10)))])
+        at = np.flatnonzero((kinds & _BLANK) != 0)
+        one, two = codes[np.minimum(at + 1, last)], codes[np.minimum(at + 2, last)]
+        out |= batch.having(at[edges[at] | ((one == 10) & ((codes[at] != 10) | (two == 10)))])
     at = np.flatnonzero((kinds & _LINK) != 0)
-    first, one = batch.codes[at], after[at + 1]
+    first, one = codes[at], codes[np.minimum(at + 1, last)]
     out |= batch.having(at[np.where(first == ord(":"), one == ord("/"), one == ord("w"))])
     return out

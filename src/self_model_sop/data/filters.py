@@ -93,8 +93,11 @@ def counts_of(batch: Batch) -> list[list[int]]:
     """The same for every text, [texts, 8]."""
     import numpy as np
 
-    found: list[list[int]] = np.bincount(batch.owners << np.uint32(3) | batch.kinds, minlength=8 * len(batch.texts)).reshape(-1, 8).tolist()
-    return found
+    found = np.zeros(8 * len(batch.texts), np.int64)
+    for low in range(0, len(batch.codes), _TOGETHER):
+        found += np.bincount(batch.owners[low : low + _TOGETHER] << np.uint32(3) | batch.kinds[low : low + _TOGETHER], minlength=len(found))
+    out: list[list[int]] = found.reshape(-1, 8).tolist()
+    return out
 
 
 def han_ratio(count: Sequence[int], config: FilterConfig) -> str | None:
@@ -135,6 +138,7 @@ def language_of(text: str, count: Sequence[int]) -> str:
 # --- lines and repetition -----------------------------------------------------------------------------------------------------------------
 
 NOTICE = 200  # a notice of a web site has fewer characters
+_TOGETHER = 1 << 20  # characters counted together
 _LEAST = 100  # characters of a text in which repetition means something
 _OWNER_BITS = 10  # of a 32-bit key, for the number of a text among those looked at together
 _BULLETS = frozenset("•●○■□◆▪‣·-*–—➢")

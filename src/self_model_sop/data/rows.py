@@ -290,14 +290,21 @@ class Judge:
     # filters
 
     def _decide(self, pieces: Sequence[_Piece]) -> list[Outcome]:
-        batch = Batch([p.text for p in pieces])
-        reasons = self._reasons(pieces, batch)
+        reasons: list[str | None] = [self._length(p.text) for p in pieces]
+        fitting = [i for i, reason in enumerate(reasons) if reason is None]
+        some = [pieces[i] for i in fitting]
+        batch = Batch([p.text for p in some])
+        for i, reason in zip(fitting, self._reasons(some, batch), strict=True):
+            reasons[i] = reason
         if self._overlap:
             left = [i for i, reason in enumerate(reasons) if reason is None]
             for i, item in zip(left, self._overlap.find(pieces[i].text for i in left), strict=True):
                 reasons[i] = None if item is None else "contaminated"
-        keys = keys_of(batch.codes, batch.ends, [_programs(p.row) for p in pieces])
-        return [self._outcome(*one) for one in zip(pieces, reasons, keys, strict=True)]
+        keys = dict(zip(fitting, keys_of(batch.codes, batch.ends, [_programs(p.row) for p in some]), strict=True))
+        return [self._outcome(piece, reason, keys.get(i, b"")) for i, (piece, reason) in enumerate(zip(pieces, reasons, strict=True))]
+
+    def _length(self, text: str) -> str | None:
+        return "too_short" if len(text) < self.rules.min_chars else "too_long" if len(text) > self.rules.max_chars else None
 
     def _outcome(self, piece: _Piece, reason: str | None, key: bytes) -> Outcome:
         item = piece.of.item
@@ -321,8 +328,7 @@ class Judge:
         out: list[str | None] = []
         for i, (piece, count) in enumerate(zip(pieces, counts, strict=True)):
             text = piece.text
-            reason: str | None = "too_short" if len(text) < rules.min_chars else "too_long" if len(text) > rules.max_chars else None
-            reason = reason or filters.han_ratio(count, config) or filters.language(text, count, config)
+            reason = filters.han_ratio(count, config) or filters.language(text, count, config)
             if reason is None and piece.of.pretrain:
                 lines = [line for raw in text.split("\n") if (line := raw.strip())] if "\n" in text else [text]
                 reason = filters.boilerplate(text, notices) or filters.symbols(count, config) or filters.line_shapes(lines, config)
