@@ -37,6 +37,7 @@ STAGES: tuple[Entry, ...] = (
     Entry("data.fetch", "fetch a dataset, every field as it is", "config/data_config/fetch.yaml", "data_process/fetch_dataset.py"),
     Entry("data.process", "clean, filter, deduplicate, split", "config/data_config/process.yaml", "data_process/process_data.py"),
     Entry("data.preference", "preference pairs, and prompts for RL", "config/data_config/preference.yaml", "data_process/process_preference.py"),
+    Entry("data.inspect", "what became of every row, on one page", stage=False),
     Entry("tokenizer.baseline", "record the base tokenizer as the contract", _TOKENIZER, "tokenizer/aux_tokenizer/extract_tokenizer_config.py"),
     Entry("tokenizer.corpus", "training and held-out text for the tokenizer", _TOKENIZER),
     Entry("tokenizer.train", "train the auxiliary tokenizer on the domain corpus", _TOKENIZER, "tokenizer/aux_tokenizer/train_aux_tokenizer.py"),
