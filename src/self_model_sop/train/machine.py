@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _REACHED = 0.75  # of what a core does below; SmolLM2-135M in fp32 reached 105 of 136 GFLOP/s per core, the optimiser step taken in
-_AMX_GAIN = 2.0  # bf16 autocast against fp32 on a CPU with AMX, same model: 7.8 -> 3.9 CPU seconds a step
+_BF16_GAIN = 2.0  # bf16 autocast against fp32, same model, CPU seconds a step: 7.8 -> 3.9 with AMX, 4.7 -> 2.0 with AVX-512 BF16 (benchmarks/training/precision.py)
+_BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16"}
 
 
 # Dense matrix products in bf16 (fp16 where there is no bf16), operations per second, from NVIDIA's data sheets; the longest name that is part of a device's name counts.
@@ -74,12 +75,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def has_amx() -> bool:
-    """True where the CPU multiplies bf16 matrices in a unit of its own."""
+def cpu_bf16() -> str | None:
+    """With which instructions the CPU multiplies bf16 matrices; None where it has none (torch then emulates them, slowly)."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
     except OSError:
-        return False
+        return None
+    return next((name for flag, name in _BF16_UNITS.items() if flag in flags), None)
 
 
 def training_flops(*, half: bool) -> float:
@@ -93,4 +95,4 @@ def training_flops(*, half: bool) -> float:
         began = time.thread_time()  # not the clock on the wall: other processes do not count
         a @ a
         best = max(best, 2 * size**3 / max(time.thread_time() - began, 1e-9))
-    return best * cores() * _REACHED * (_AMX_GAIN if half and has_amx() else 1)
+    return best * cores() * _REACHED * (_BF16_GAIN if half and cpu_bf16() else 1)

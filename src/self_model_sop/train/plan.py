@@ -194,7 +194,7 @@ def _half(config: TrainConfig) -> bool:
     """Whether the run will compute in bf16 or fp16 (the same choice as precision.choose, without torch)."""
     if config.precision != "auto":
         return config.precision != "fp32"
-    return bool(machine.gpus()) or machine.has_amx()
+    return bool(machine.gpus()) or bool(machine.cpu_bf16())
 
 
 def _against_machine(config: TrainConfig, shape: Shape, need: int, fitting: str) -> Iterator[str]:

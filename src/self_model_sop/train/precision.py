@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from . import machine
+
 Mode = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -52,19 +54,12 @@ def choose(wanted: Mode, training_args: Mapping[str, Any]) -> Precision:
 
 
 def _on_cpu(asked: Mode) -> Precision:
-    fast = _cpu_has_matrix_bf16()
+    unit = machine.cpu_bf16()
     if asked == "fp32":
         return Precision("fp32", "asked for")
     if asked == "bf16":
-        return Precision("bf16", "asked for" + ("" if fast else "; this CPU has no matrix unit for it, fp32 is faster here"))
+        return Precision("bf16", "asked for" + ("" if unit else "; this CPU has no instructions for it, fp32 is faster here"))
     fell_back = "fp16 was asked for, which a CPU does not train in; " if asked == "fp16" else ""
-    if fast:
-        return Precision("bf16", fell_back + "this CPU has a matrix unit for bf16 (AMX)")
-    return Precision("fp32", fell_back + "this CPU has no matrix unit for bf16, which would be 2 to 3 times slower")
-
-
-def _cpu_has_matrix_bf16() -> bool:
-    import torch
-
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)  # there since torch 2.4
-    return bool(probe and probe())
+    if unit:
+        return Precision("bf16", fell_back + f"this CPU multiplies bf16 matrices about twice as fast ({unit})")
+    return Precision("fp32", fell_back + "this CPU has no instructions for bf16, which would be 2 to 3 times slower")
