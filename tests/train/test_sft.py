@@ -170,6 +170,16 @@ def test_bad_rows_are_dropped_with_their_reason(root: Path) -> None:
     assert counts["total"] == 8 and counts["kept"] + sum(counts["dropped"].values()) == 8 and counts["kept"] >= 4 and len(counts["dropped"]) >= 3
 
 
+def test_several_processes_tokenise_what_one_does(root: Path) -> None:
+    """More rows than one block holds, bad ones among them."""
+    good = [{"instruction": f"问{i}", "input": "", "output": "答案" * (i % 40 + 1), "_source": f"r:{i}"} for i in range(600)]
+    path = rows(root / "many.jsonl", [*good[:300], {"nothing": 1}, *good[300:]])
+    renderer = renderer_for(load_tokenizer(root / "qwen"))
+    alone, several = (corpus.conversations([path], root / "tokens" / str(n), renderer, max_length=96, overlong="truncate", workers=n) for n in (1, 2))
+    assert several.meta == alone.meta and alone.meta["total"] == 601 and len(alone) == 600 and alone.meta["truncated"] > 0
+    assert (several.ids == alone.ids).all() and (several.weights == alone.weights).all() and several.names(range(600)) == alone.names(range(600))
+
+
 def test_the_best_checkpoint_is_what_is_kept(root: Path) -> None:
     done = run(STAGE, _values(
         root, "best", data__eval_file=root / "eval.jsonl", training_args__max_steps=12, training_args__learning_rate=0.3, training_args__eval_strategy="steps",

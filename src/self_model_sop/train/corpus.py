@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +14,16 @@ from ..console import note, progress, warn
 from ..data import records
 from ..data.formats import RowError, to_messages, to_text, tools_of
 from ..errors import SopError
-from . import tokens
+from . import machine, parallel, tokens
 from .encoding import special_tokens_as_text
 from .settings import Overlong
 from .tokens import Encoded, TokenSet
 
 
-def conversations(files: Sequence[Path], folder: Path, renderer: Any, *, max_length: int, overlong: Overlong, max_samples: int | None = None) -> TokenSet:
-    """Render every row of `files` into a token set below `folder` (or open the complete one that is there).
+def conversations(
+    files: Sequence[Path], folder: Path, renderer: Any, *, max_length: int, overlong: Overlong, max_samples: int | None = None, workers: int | None = 1
+) -> TokenSet:
+    """Render every row of `files` into a token set below `folder` (or open the complete one that is there), in `workers` processes (None: by the size of the files).
 
     Raises:
         SopError: where no row is left to train on (exit 3).
@@ -30,7 +33,8 @@ def conversations(files: Sequence[Path], folder: Path, renderer: Any, *, max_len
         return done
     meta = _meta()
     with progress(f"tokenise {files[0].name}", unit="rows") as advance:
-        made = tokens.write(folder, _rendered(_some(files, max_samples), renderer, meta, max_length, overlong, advance), meta)
+        work = functools.partial(_render_one, renderer=renderer, max_length=max_length, overlong=overlong)
+        made = tokens.write(folder, _counted(parallel.ordered(work, _some(files, max_samples), workers or _workers(files)), meta, advance), meta)
     return _checked(made, files, f"{meta['truncated']:,} cut at {max_length:,} tokens" if meta["truncated"] else "")
 
 
@@ -45,21 +49,26 @@ def _meta() -> dict[str, Any]:
     return {"total": 0, "truncated": 0, "dropped": Counter[str]()}
 
 
-def _rendered(rows: Iterator[records.Record], renderer: Any, meta: dict[str, Any], max_length: int, overlong: Overlong, advance: Any) -> Iterator[Encoded]:
-    for record in rows:
+def _workers(files: Sequence[Path]) -> int:
+    """Starting processes costs seconds: one alone up to 16 MiB."""
+    size = sum(p.stat().st_size for f in files for p in (f.rglob("*") if f.is_dir() else [f]) if p.is_file())
+    return machine.cores() if size > 16 << 20 else 1
+
+
+def _counted(rows: Iterator[str | tuple[Encoded, bool]], meta: dict[str, Any], advance: Any) -> Iterator[Encoded]:
+    for found in rows:
         meta["total"] += 1
         advance()
-        found = _render_one(record, renderer, max_length, overlong)
         if isinstance(found, str):
             meta["dropped"][found] += 1
             continue
-        ids, weights, cut = found
+        example, cut = found
         meta["truncated"] += cut
-        yield Encoded(ids, weights, _source(record), Path(record.file).name)
+        yield example
 
 
-def _render_one(record: records.Record, renderer: Any, max_length: int, overlong: Overlong) -> str | tuple[list[int], list[float], bool]:
-    """(ids, weight of each in the loss, cut?) of one row, or the reason why it is dropped."""
+def _render_one(record: records.Record, *, renderer: Any, max_length: int, overlong: Overlong) -> str | tuple[Encoded, bool]:
+    """(A row's ids with the weight of each in the loss, cut?), or the reason why it is dropped."""
     if record.row is None:
         return record.error or "malformed"
     try:
@@ -78,7 +87,7 @@ def _render_one(record: records.Record, renderer: Any, max_length: int, overlong
         ids, weights = ids[:max_length], weights[:max_length]
         if not any(weights[1:]):
             return "nothing_to_learn_before_the_cut"
-    return ids, weights, cut
+    return Encoded(ids, weights, _source(record), Path(record.file).name), cut
 
 
 def documents(

@@ -27,12 +27,15 @@ class SftData:
     overlong: Overlong = option("truncate", "what happens to longer ones: truncate or drop")
     packing: bool = option(False, "fill rows of max_length with several conversations (best fit); they do not see one another")
     batching: Literal["compact", "padded", "padding_free"] = option("compact", "compact: short ones share the row of a long one; padded: one a row; padding_free: all in one row")
+    workers: int | None = option(None, "processes that tokenise; none: every core where the files exceed 16 MiB", cosmetic=True)
     max_samples: int | None = option(None, "train on so many rows, chosen by content hash")
     max_eval_samples: int | None = option(None, "measure on so many rows, chosen by content hash")
 
     def __post_init__(self) -> None:
         if self.max_length < 8:
             raise ValueError("data.max_length must be at least 8")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError("data.workers must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +153,7 @@ def prepare(config: SftConfig, work: Path) -> Prepared:
     pad = ensure_pad(tokenizer)
     renderer = renderer_for(tokenizer, config.template_path, override=config.template_override, train_on=config.train_on)
     lint.preflight(renderer, paths(config.data.train_file), max_length=config.data.max_length)
-    limits: dict[str, Any] = {"max_length": config.data.max_length, "overlong": config.data.overlong}
+    limits: dict[str, Any] = {"max_length": config.data.max_length, "overlong": config.data.overlong, "workers": config.data.workers}
     with ranks.main_first():
         tokens = corpus.conversations(paths(config.data.train_file), work / ".tokens" / "train", renderer, max_samples=config.data.max_samples, **limits)
         held_out = None
