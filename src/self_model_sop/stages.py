@@ -57,6 +57,7 @@ STAGES: tuple[Entry, ...] = (
     Entry("ops.init", "write the configs and the sample data into a folder", stage=False),
     Entry("ops.config", "check or show a configuration", stage=False),
     Entry("ops.runs", "list and verify artifacts", stage=False),
+    Entry("ops.report", "one HTML page about a finished run", stage=False),
     Entry("ops.doctor", "what this machine can do, and what is missing", stage=False),
 )
 

@@ -154,7 +154,8 @@ def build(run: Run[Config]) -> dict[str, Any]:
     """Measure model after model; write results.json, results.md, and what is known about single documents and questions."""
     config, tasks = run.config, list(_tasks(run))
     asked = prompts(config.prompts, config.prompts_file)
-    results: dict[str, Any] = {"models": {}, "bits": {}, "sft": {}, "exams": {}, "answers": {}, "prompts": [p.question for p in asked], "references": [p.reference for p in asked]}
+    results: dict[str, Any] = {"order": list(config.models), **{key: {} for key in ("models", "bits", "sft", "exams", "answers")}}
+    results |= {"prompts": [p.question for p in asked], "references": [p.reference for p in asked]}
     outcomes: dict[str, dict[str, Any]] = {}
     known = 0
     for name, found, from_cache in measure_models(run, tasks, config.cache_dir or config.output_dir / ".cache"):

@@ -18,7 +18,7 @@ from .harness import Exam, Outcome, ask, available, check_shots, write_tasks
 from .measured import Task, describe_model, measure_models, outcomes_of
 from .models import Device, Opened, inputs_of
 from .questions import QuestionSet, read_set
-from .table import interval, markdown_table, points, text_table
+from .table import in_order, interval, markdown_table, points, text_table
 
 _SHOWN_SUBJECTS = 12  # of a set, on the terminal
 
@@ -116,7 +116,7 @@ def _markdown(exams: Mapping[str, Mapping[str, Any]], sets: Mapping[str, Any], e
 
 
 def _summary(done: Artifact) -> list[str]:
-    exams = done.stats["exams"]
+    exams = in_order(done.stats)["exams"]
     lines = text_table(*overview(exams))
     for name, facts in done.stats["sets"].items():
         if facts["left_out"]:
@@ -143,7 +143,7 @@ def build(run: Run[Config]) -> dict[str, Any]:
     for model, found, from_cache in measure_models(run, tasks, config.output_dir / ".cache"):
         models[model], outcomes[model], known = found["model", ""], outcomes_of(found), known + from_cache
     write_outcomes(run.work, outcomes)
-    results = {"models": models, "exams": exam_results(outcomes, config.seed), "sets": {name: facts_of(s) for name, s in sets.items()}}
+    results: dict[str, Any] = {"order": list(models), "models": models, "exams": exam_results(outcomes, config.seed), "sets": {name: facts_of(s) for name, s in sets.items()}}
     (run.work / "results.json").write_text(json.dumps(results, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
     (run.work / "results.md").write_text(_markdown(results["exams"], results["sets"], config.exam), encoding="utf-8")
     return {**results, "measured": len(tasks) * len(config.models) - known, "from_cache": known}

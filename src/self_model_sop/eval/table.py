@@ -14,6 +14,13 @@ COUNTS = (
 )
 
 
+def in_order(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results as a manifest holds them (keys sorted), with the models in the order in which they were measured: the first is what the others are compared with."""
+    order = results.get("order") or list(results["models"])
+    by_model = ("models", "bits", "sft", "answers", "exams")
+    return {key: {m: value[m] for m in order if m in value} if key in by_model else value for key, value in results.items()}
+
+
 def rows_of(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one row per model; changes are against the first model."""
     names = list(results["models"])
@@ -64,6 +71,7 @@ def points(against: Mapping[str, Any] | None) -> str:
 
 def as_text(results: Mapping[str, Any]) -> list[str]:
     """The table in aligned columns, and what the guard says."""
+    results = in_order(results)
     return [*text_table(*rows_of(results)), *guard_lines(results)]
 
 

@@ -172,7 +172,7 @@ def connect(found: Sequence[Found]) -> None:
     """Fill in `sources`: the artifacts whose files are an artifact's inputs."""
     owners = {item.target.folder.absolute() / o["path"]: item for item in found if item.manifest for o in item.manifest["outputs"]}
     for item in found:
-        inputs = [_moved(Path(entry["path"]), item) for entry in item.manifest["inputs"].values()] if item.manifest else []
+        inputs = [moved(Path(entry["path"]), item) for entry in item.manifest["inputs"].values()] if item.manifest else []
         files = [f for path in inputs if path.exists() for f in files_below(path)]
         item.sources = list(dict.fromkeys(owner for f in files if (owner := owners.get(f)) and owner is not item))
 
@@ -188,13 +188,13 @@ def _unlisted(item: Found) -> list[str]:
 
 
 def _changed_input(name: str, entry: dict[str, Any], item: Found) -> str:
-    path = _moved(Path(entry["path"]), item)
+    path = moved(Path(entry["path"]), item)
     if not path.exists():
         return f"stale: input {name} is gone: {display(path)}"
     return f"stale: input {name} changed since: {display(path)}" if hash_input(path)["sha256"] != entry["sha256"] else ""
 
 
-def _moved(path: Path, item: Found) -> Path:
+def moved(path: Path, item: Found) -> Path:
     """An input's path; where the whole tree was moved, its place relative to the artifact."""
     if path.exists() or item.manifest is None or "folder" not in item.manifest:
         return path

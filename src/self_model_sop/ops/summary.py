@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import console
 from ..artifact import content_hash, write_atomic
+from ..eval.table import in_order
 from ..redact import redact
 from ..stage import Artifact
 from ..yaml_source import display
@@ -63,8 +64,9 @@ def tables(pipeline: Pipeline, done: Sequence[Artifact], answer_chars: int) -> I
     yield from training_table(pipeline, done)
     compared = [made for step, made in zip(pipeline.steps, done, strict=True) if step.entry.name == "eval.compare"]
     for made in compared[-1:]:  # checks between the stages measure what the last one shows together
-        yield models_table(made.stats)
-        yield from answers_table(made.stats, answer_chars)
+        stats = in_order(made.stats)
+        yield models_table(stats)
+        yield from answers_table(stats, answer_chars)
     yield stages_table(pipeline, done)
 
 
