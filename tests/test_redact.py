@@ -16,7 +16,7 @@ HF = "hf_" + "Ab1" * 8
     [
         ("api_key", "abcdef123456"), ("wandb.api_key", "0" * 40), ("hf_token", "whatever"), ("a.password", "hunter22"), ("secret_key", "x" * 12), ("anything", HF),
         ("name", "sk-" + "a" * 24), ("x", "ghp_" + "a" * 30), ("x", "AKIA" + "A" * 16), ("x", "-----BEGIN RSA PRIVATE KEY-----"), ("huggingface.token", "abcdefgh"),
-        ("list.0", "text with " + HF + " inside"), ("API-KEY", "abcdef123"),
+        ("list.0", "text with " + HF + " inside"), ("API-KEY", "abcdef123"), ("x", "令牌" + HF + "已过期"),
     ],
 )  # fmt: skip
 def test_secrets(key: str, value: str) -> None:
@@ -34,6 +34,10 @@ def test_secrets(key: str, value: str) -> None:
 def test_no_secrets(key: str, value: object) -> None:
     assert not looks_secret(key, value)
     assert redact_tree({key: value}) == {key: value}
+
+
+def test_an_assignment_with_a_full_width_colon_is_masked() -> None:
+    assert redact("password：hunter22") == "password：" + MASK
 
 
 def test_the_environment_s_secrets_are_masked_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:

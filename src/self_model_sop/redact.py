@@ -11,10 +11,11 @@ _SECRET_KEY = re.compile(r"(^|[_.-])(api[_-]?key|secret([_-]?key)?|password|pass
 _PLAIN_TOKEN_KEY = re.compile(r"^(pad|eos|bos|unk|mask|sep|cls|image|additional_special|added|special|stop)_token$", re.I)
 _SECRET_VALUE = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bAKIA[0-9A-Z]{16}\b"
-    r"|\bms-[0-9a-f]{8}-[0-9a-f-]{20,}|\bxox[abp]-[A-Za-z0-9-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|\bms-[0-9a-f]{8}-[0-9a-f-]{20,}|\bxox[abp]-[A-Za-z0-9-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    re.A,  # a credential may follow a Chinese character at once, which \b would take for a letter
 )
 _ASSIGNED = re.compile(
-    r"((?:api[_-]?key|secret(?:[_-]?key)?|password|passwd|access[_-]?key|(?:hf|auth|access)[_-]?token)[\"']?\s*[=:]\s*[\"']?)([^\s\"',;&]{6,})", re.I
+    r"((?:api[_-]?key|secret(?:[_-]?key)?|password|passwd|access[_-]?key|(?:hf|auth|access)[_-]?token)[\"']?\s*[=:：]\s*[\"']?)([^\s\"',;&]{6,})", re.I
 )
 _SECRET_ENV = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|ACCESS_KEY|CREDENTIALS?)$")
 _ENVIRONMENT_FOR = (("wandb", "WANDB_API_KEY"), ("swanlab", "SWANLAB_API_KEY"), ("modelscope", "MODELSCOPE_API_TOKEN"))
