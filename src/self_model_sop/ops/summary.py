@@ -1,4 +1,4 @@
-"""What a pipeline led to, read from the manifests only: printed, and written as `summary.md` and `summary.json` in the pipeline's folder."""
+"""What a pipeline led to, read from the manifests only: printed, and written as `summary.md`, `summary.json` and `report.html` in the pipeline's folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..eval.table import in_order
 from ..redact import redact
 from ..stage import Artifact
 from ..yaml_source import display
+from . import report
 
 if TYPE_CHECKING:
     from .steps import Pipeline
@@ -51,6 +52,7 @@ def conclude(pipeline: Pipeline, done: Sequence[Artifact], seconds: float) -> No
         console.say(line)
     write_atomic(pipeline.root / "summary.json", redact(json.dumps(record(pipeline, done, seconds), ensure_ascii=False, indent=1)) + "\n")
     write_atomic(pipeline.root / "summary.md", redact("\n".join(markdown(pipeline, done, seconds))) + "\n")
+    report.write(pipeline.root)
 
 
 def tables(pipeline: Pipeline, done: Sequence[Artifact], answer_chars: int) -> Iterator[Table]:
@@ -163,7 +165,7 @@ def stages_table(pipeline: Pipeline, done: Sequence[Artifact]) -> Table:
 def closing(pipeline: Pipeline, done: Sequence[Artifact], seconds: float) -> Iterator[str]:
     """Where everything lies, and what to type next."""
     ran = sum(not a.skipped for a in done)
-    yield f"{pipeline.name}: {ran} stages done, {len(done) - ran} up to date, in {console.human_seconds(seconds)}; everything lies in {display(pipeline.root)} (see summary.md)"
+    yield f"{pipeline.name}: {ran} stages done, {len(done) - ran} up to date, in {console.human_seconds(seconds)}; everything lies in {display(pipeline.root)} (see report.html)"
     model = last_model(pipeline, done)
     if model is not None:
         yield f"next: sop infer chat --model {display(model.path)}"
