@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exam_sets import rows as write
 from self_model_sop.artifact import read_manifest
 from self_model_sop.config import ConfigError
 from self_model_sop.errors import SopError
@@ -28,11 +29,6 @@ from self_model_sop.stage import load_for
 from tiny_models import sentences, tiny_llama, tiny_qwen
 
 ROOT = Path(__file__).parents[2]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")

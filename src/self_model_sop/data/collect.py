@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .. import console
-from ..errors import BUG, SopError
+from ..workers import ordered
 from .encodings import WHOLE, Span, text_lines
 from .parts import PartWriter
 from .records import text_records
-from .rows import Item, Judge, Outcome, Rules, Tally, start_worker, work
+from .rows import Item, Judge, Outcome, Rules, Tally
 from .sets import InputFile, part_of
 
 _BLOCK_ROWS = 1000
@@ -24,7 +22,7 @@ def collect(name: str, members: Sequence[InputFile], rules: Rules, folder: Path,
     """Judge the rows and leave a part in `folder`; with `part` = (i, n) only the i-th of n parts of the input, with a table of its n-grams for the merge."""
     spans = part_of(members, *part) if part else [(i, WHOLE) for i in range(len(members))]
     with PartWriter(folder, rules.names, _table_bits(members) if part and rules.want_text else 0) as out:
-        for outcomes, tally in _judged(rules, _blocks(name, members, spans), workers):
+        for outcomes, tally in ordered(functools.partial(_judging, rules), _blocks(name, members, spans), workers, key="--workers 1"):
             out.totals.tally(tally)
             for outcome in outcomes:
                 out.take(outcome)
@@ -66,26 +64,5 @@ def _items(number: int, member: InputFile, span: Span) -> Iterator[Item]:
         yield Item(number, record.line, record.row, record.error, record.raw)
 
 
-def _judged(rules: Rules, blocks: Iterator[list[Item]], workers: int) -> Iterator[tuple[list[Outcome], Tally]]:
-    """The outcomes of every block in order, from this process or from `workers` others."""
-    if workers == 1:
-        judge = Judge(rules)
-        yield from map(judge.block, blocks)
-        return
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")  # fork is unsafe once a library has started threads
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(rules,)) as pool:
-        waiting: deque[Future[tuple[list[Outcome], Tally]]] = deque()
-        try:
-            for block in blocks:
-                waiting.append(pool.submit(work, block))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, BrokenProcessPool):
-                raise SopError("a worker process died (killed, or out of memory?)", fix="run again, with fewer workers if memory is short: --workers 1", code=BUG) from None
-            raise
+def _judging(rules: Rules) -> Callable[[list[Item]], tuple[list[Outcome], Tally]]:
+    return Judge(rules).block

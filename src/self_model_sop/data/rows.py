@@ -6,10 +6,6 @@ Everything here depends on the row alone, so that rows can be worked on in any n
 from __future__ import annotations
 
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -372,23 +368,3 @@ def _last(text: str, mark: str, most: int) -> int:
     """Where the last `mark` within `most` characters ends, or -1."""
     at = text.rfind(mark, 0, most)
     return at + len(mark) if at >= 0 else -1
-
-
-# --- in worker processes ------------------------------------------------------------------------------------------------------------------
-
-_judge: Judge | None = None
-
-
-def start_worker(rules: Rules) -> None:
-    """Build the judge of a worker process, which ends with its parent: a killed parent cannot tell it to."""
-    global _judge
-    _judge = Judge(rules)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (multiprocessing.connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-
-
-def work(items: Sequence[Item]) -> tuple[list[Outcome], Tally]:
-    """A block, in a worker process."""
-    assert _judge is not None
-    return _judge.block(items)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import option
+from ..data.records import write_jsonl
 from ..errors import DATA, SopError, missing_extra
 from .models import Opened
 from .questions import LETTERS, Question, QuestionSet
@@ -126,8 +126,7 @@ def write_tasks(folder: Path, questions: QuestionSet, exam: Exam, name: str, *, 
         if exam.shots:
             splits["dev"] = questions.examples_of(subject)[: exam.shots]
         for split, rows in splits.items():
-            lines = (json.dumps(_doc(q, exam), ensure_ascii=False) + "\n" for q in rows)
-            (folder / "data" / f"{task}_{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+            write_jsonl(folder / "data" / f"{task}_{split}.jsonl", (_doc(q, exam) for q in rows))
         base = folder.absolute() if absolute else Path()
         files = {split: str(base / "data" / f"{task}_{split}.jsonl") for split in splits}
         body = _task(task, subject, exam, files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from ..artifact import Target
 from ..config import option
+from ..data.records import write_jsonl
 from ..errors import missing_extra
 from ..hub import HubConfig
 from ..stage import Artifact, Run, Stage, stage_main
@@ -43,12 +45,13 @@ class Config:
 
 
 def exam_tasks(config: Any, inputs: Mapping[str, Mapping[str, Any]]) -> Iterator[Task]:
-    """One measurement per set of a config with `questions`, `examples`, `exam` and `batch_size`."""
-    for name, path in config.questions.items():
+    """One measurement per set of a config with `questions`, `examples`, `exam` and `batch_size`; a set is read once for all models."""
+    read = functools.cache(lambda name: read_for(config, name))
+    for name in config.questions:
         data = [inputs[label]["sha256"] for label in (f"questions {name}", f"examples {name}") if label in inputs]
 
-        def work(opened: Opened, name: str = name, path: Path = path) -> list[dict[str, Any]]:
-            return [asdict(o) for o in ask(opened, read_for(config, name), config.exam, name=name, batch_size=config.batch_size)]
+        def work(opened: Opened, name: str = name) -> list[dict[str, Any]]:
+            return [asdict(o) for o in ask(opened, read(name), config.exam, name=name, batch_size=config.batch_size)]
 
         yield Task("exam", name, data, ("dtype", "device", "exam"), work)
 
@@ -157,7 +160,7 @@ def facts_of(questions: QuestionSet) -> dict[str, Any]:
 def write_outcomes(work: Path, outcomes: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> None:
     """`outcomes.jsonl`: one line per model and question."""
     rows = ({"model": model, "set": name, **item} for model, sets in outcomes.items() for name, items in sets.items() for item in items)
-    (work / "outcomes.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(work / "outcomes.jsonl", rows)
 
 
 def _inputs(config: Config) -> dict[str, Path | None]:

@@ -11,7 +11,7 @@ from .. import __version__
 from . import sections
 from .gather import Story
 from .sections import Section
-from .verdict import Finding, Verdict, headline, judge
+from .verdict import Finding, Note, Verdict, headline, judge
 from .words import Text, both, duration, stage_name
 
 Language = Literal["auto", "en", "zh"]
@@ -89,14 +89,10 @@ def _fact(finding: Finding) -> str:
     return f'<div class="fact"><span class="big">{escape(finding.value)}</span><span class="what">{words}</span></div>'
 
 
-def _marks(same: list[Finding], notes: list[Text]) -> str:
+def _marks(same: list[Finding], notes: list[Note]) -> str:
     lines = [f'<li class="flat">{escape(f.value)} {both(f.what)}: {both(Text("no clear change", "无明显变化"))}<br><small>{both(f.detail)}</small></li>' for f in same]
-    lines += [f'<li class="{"warn" if _bad(n) else "fine"}">{both(n)}</li>' for n in notes]
+    lines += [f'<li class="{"warn" if n.bad else "fine"}">{both(n.text)}</li>' for n in notes]
     return f'<ul class="marks">{"".join(lines)}</ul>' if lines else ""
-
-
-def _bad(note: Text) -> bool:
-    return "broken" in note.en or "differently" in note.en or ("overlap the training" in note.en and not note.en.startswith("0 "))
 
 
 def _flow(story: Story) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .gather import Story
 from .words import Text, device_name, duration, join, number, percent, portion, span
@@ -24,6 +24,13 @@ class Finding:
     phrase: Text
 
 
+class Note(NamedTuple):
+    """A remark without a figure of its own; `bad` is one to look at."""
+
+    text: Text
+    bad: bool = False
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The story in three parts."""
@@ -32,7 +39,7 @@ class Verdict:
     losses: list[Finding]
     same: list[Finding]
     costs: list[tuple[str | Text, Text]]
-    notes: list[Text]
+    notes: list[Note]
 
 
 def headline(story: Story, verdict: Verdict) -> Text:
@@ -170,26 +177,29 @@ def _costs(story: Story) -> Iterator[tuple[str | Text, Text]]:
             yield f"+{last['vocabulary'] - first['vocabulary']:,}", Text(f"tokens in the vocabulary (+{number(more)} parameters)", f"个新词元（参数 +{number(more)}）")
 
 
-def _notes(story: Story) -> Iterator[Text]:
+def _notes(story: Story) -> Iterator[Note]:
     """What did not change although it might have, and whether the figures can be trusted."""
     piece = story.last("tokenizer.evaluate")
     if piece is not None:
         changed = piece.stats["changed_regression_lines"]
         lines = sum(changed.get(k, 0) for k in ("english", "code"))
         if not lines:
-            yield Text("Every line of English and code encodes exactly as before", "英文与代码的编码与之前完全一致")
+            yield Note(Text("Every line of English and code encodes exactly as before", "英文与代码的编码与之前完全一致"))
         else:
-            yield Text(f"{lines} lines of English or code encode differently", f"{lines} 行英文或代码的编码有变化")
+            yield Note(Text(f"{lines} lines of English or code encode differently", f"{lines} 行英文或代码的编码有变化"), bad=True)
     compared = story.comparison
     if compared is None:
         return
     for entry in compared.stats.get("guard") or []:
         if entry["model"] == _ends(compared.stats)[1]:
             if entry["broken"]:
-                yield Text(f"Forgetting guard broken on “{entry['set']}”: more than {entry['limit_shown']}", f"遗忘警戒线被突破：“{entry['set']}”超过 {entry['limit_shown']}")
+                broken = Text(f"Forgetting guard broken on “{entry['set']}”: more than {entry['limit_shown']}", f"遗忘警戒线被突破：“{entry['set']}”超过 {entry['limit_shown']}")
+                yield Note(broken, bad=True)
             else:
-                yield Text(f"Forgetting guard held on “{entry['set']}” (limit {entry['limit_shown']})", f"遗忘警戒线未被突破：“{entry['set']}”（上限 {entry['limit_shown']}）")
+                held = Text(f"Forgetting guard held on “{entry['set']}” (limit {entry['limit_shown']})", f"遗忘警戒线未被突破：“{entry['set']}”（上限 {entry['limit_shown']}）")
+                yield Note(held)
     contamination = compared.stats.get("contamination") or {}
     if contamination:
         found, items = sum(p["found"] for p in contamination.values()), sum(p["items"] for p in contamination.values())
-        yield Text(f"{found} of {items} evaluation items overlap the training data (13 letters in a row)", f"{items} 个评测样本中有 {found} 个与训练数据重合（连续 13 字）")
+        shared = Text(f"{found} of {items} evaluation items overlap the training data (13 letters in a row)", f"{items} 个评测样本中有 {found} 个与训练数据重合（连续 13 字）")
+        yield Note(shared, bad=found > 0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from ..console import note, progress, warn
 from ..data import records
 from ..data.formats import RowError, to_messages, to_text, tools_of
 from ..errors import SopError
-from . import machine, parallel, tokens
+from ..workers import ordered
+from . import machine, tokens
 from .encoding import special_tokens_as_text
 from .settings import Overlong
 from .tokens import Encoded, TokenSet
+
+_BLOCK_ROWS = 256
 
 
 def conversations(
@@ -33,8 +37,9 @@ def conversations(
         return done
     meta = _meta()
     with progress(f"tokenise {files[0].name}", unit="rows") as advance:
-        work = functools.partial(_render_one, renderer=renderer, max_length=max_length, overlong=overlong)
-        made = tokens.write(folder, _counted(parallel.ordered(work, _some(files, max_samples), workers or _workers(files)), meta, advance), meta)
+        prepare = functools.partial(_rendering, renderer=renderer, max_length=max_length, overlong=overlong)
+        blocks = ordered(prepare, _blocks(_some(files, max_samples)), workers or _workers(files), key="data.workers=1")
+        made = tokens.write(folder, _counted(chain.from_iterable(blocks), meta, advance), meta)
     return _checked(made, files, f"{meta['truncated']:,} cut at {max_length:,} tokens" if meta["truncated"] else "")
 
 
@@ -65,6 +70,15 @@ def _counted(rows: Iterator[str | tuple[Encoded, bool]], meta: dict[str, Any], a
         example, cut = found
         meta["truncated"] += cut
         yield example
+
+
+def _blocks(rows: Iterator[records.Record]) -> Iterator[list[records.Record]]:
+    while block := list(islice(rows, _BLOCK_ROWS)):
+        yield block
+
+
+def _rendering(renderer: Any, max_length: int, overlong: Overlong) -> Callable[[list[records.Record]], list[str | tuple[Encoded, bool]]]:
+    return lambda block: [_render_one(record, renderer=renderer, max_length=max_length, overlong=overlong) for record in block]
 
 
 def _render_one(record: records.Record, *, renderer: Any, max_length: int, overlong: Overlong) -> str | tuple[Encoded, bool]:

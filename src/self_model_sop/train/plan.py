@@ -190,6 +190,7 @@ def _nearest(shape: Shape, learned: int, arguments: Mapping[str, Any], layout: R
 def _memory_here() -> int:
     return min((d.memory for d in machine.gpus()), default=machine.memory_available())
 
+
 def _half(config: TrainConfig) -> bool:
     """Whether the run will compute in bf16 or fp16 (the same choice as precision.choose, without torch)."""
     if config.precision != "auto":
