@@ -112,11 +112,19 @@ def kind_of(path: Path, stage: str | None = None) -> Kind:
         return Kind(f"tracker {path.stem}", TraceSettings)
     for entry in STAGES:
         if entry.config and full == root / entry.config:
-            return _kind(entry)
+            return _kind(_of_algorithm(entry, data))
     found = max((k for e in STAGES if e.config for k in [_kind(e)] if k.cls), key=lambda k: _score(k, data), default=None)
     if found is None or not _score(found, data)[0]:
         raise SopError("no command reads these keys", where=display(path), fix="name the command with --stage, for example --stage data.process")
     return found
+
+
+def _of_algorithm(entry: Entry, data: dict[str, Any]) -> Entry:
+    """Several commands read rlhf.yaml: the one that its `algorithm` names."""
+    from ..train.rlhf import COMMANDS
+
+    command = COMMANDS.get(str(data.get("algorithm")))
+    return next((e for e in STAGES if e.config == entry.config and e.name == f"train.{command}"), entry)
 
 
 def _kind(entry: Entry) -> Kind:

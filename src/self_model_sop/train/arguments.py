@@ -95,19 +95,24 @@ _PLAIN = {"int": "int", "float": "float", "bool": "bool", "str": "str", "None": 
 _ACCEPTS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "map": (dict,), "list": (list, tuple), "None": (type(None),)}
 
 
-def _source(name: str) -> Path:
-    spec = importlib.util.find_spec("transformers")
+def _source(package: str, file: str) -> Path:
+    spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("transformers")
-    return Path(spec.origin).with_name(name)
+        raise ModuleNotFoundError(package)
+    return Path(spec.origin).parent / file
 
 
-@lru_cache(maxsize=1)
 def known() -> dict[str, Argument]:
     """Every field of the installed TrainingArguments, by name. Nothing of transformers is imported (its source is parsed, about 0.1 s)."""
-    module = ast.parse(_source("training_args.py").read_text(encoding="utf-8"))
-    choices = {**_enumerations(ast.parse(_source("trainer_utils.py").read_text(encoding="utf-8"))), **_enumerations(module)}
-    body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
+    return fields_of("transformers", "training_args.py", "TrainingArguments")
+
+
+@lru_cache(maxsize=16)
+def fields_of(package: str, file: str, name: str) -> dict[str, Argument]:
+    """The fields that class `name` itself declares in a file of an installed package, by name; the package is read, not imported."""
+    module = ast.parse(_source(package, file).read_text(encoding="utf-8"))
+    choices = {**_enumerations(ast.parse(_source("transformers", "trainer_utils.py").read_text(encoding="utf-8"))), **_enumerations(module)}
+    body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == name)
     return {
         node.target.id: Argument(*_types(node.annotation, choices))
         for node in body
@@ -177,13 +182,17 @@ def _check_one(key: str, value: Any) -> tuple[str, str] | None:
         if near and near[0] in REMOVED:
             return "unknown key of transformers.TrainingArguments", f"did you mean {near[0]!r}? It was removed: {REMOVED[near[0]]}"
         return "unknown key of transformers.TrainingArguments", f"did you mean {near[0]!r}?" if near else ""
-    argument = fields[key]
+    return problem(fields[key], value) or _range(key, value)
+
+
+def problem(argument: Argument, value: Any) -> tuple[str, str] | None:
+    """(What is wrong with the type or choice of a value, fix), if anything is."""
     if argument.types and not _fits(value, argument.types):
         return f"expected {' or '.join(sorted(argument.types - {'None'}))}, got {value!r}", "write true or false" if argument.types <= {"bool", "None"} else ""
     if argument.choices and isinstance(value, str) and value not in argument.choices:
         near = difflib.get_close_matches(value, argument.choices, 1)
         return f"{value!r} is none of {', '.join(argument.choices[:12])}" + (", ..." if len(argument.choices) > 12 else ""), f"did you mean {near[0]!r}?" if near else ""
-    return _range(key, value)
+    return None
 
 
 def _fits(value: Any, types: frozenset[str]) -> bool:

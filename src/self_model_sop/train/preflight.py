@@ -14,6 +14,7 @@ from . import families
 from .ranks import world
 
 if TYPE_CHECKING:
+    from .adapters import PeftSettings
     from .pretrain import PretrainConfig
     from .settings import TrainConfig
     from .sft import SftConfig
@@ -25,22 +26,30 @@ def sft(config: SftConfig) -> list[Finding]:
     """Cross-field rules of fine-tuning."""
     model = read_json(config.model_name_or_path, "config.json")
     found = [*_common(config), *_length("data.max_length", config.data.max_length, model), *_evaluation(config, config.data.eval_file)]
-    if config.peft.enabled and not isinstance(config.peft.target_modules, str):
-        names = weight_names(config.model_name_or_path)
-        missing = [t for t in config.peft.target_modules if names and not any(n.endswith((f".{t}.weight", f"{t}.weight")) for n in names)]
-        if missing:
-            layers = sorted({n.removesuffix(".weight").rsplit(".", 1)[-1] for n in names if n.endswith(".weight") and "norm" not in n})
-            found.append(("peft.target_modules", f"the model has no layer named {', '.join(missing)}", f"its layers: {', '.join(layers)}; or write all-linear"))
+    found += targets(config.model_name_or_path, config.peft)
     if config.early_stopping_patience and (not config.training_args.get("load_best_model_at_end") or config.training_args.get("eval_strategy", "no") == "no"):
         found.append(("early_stopping_patience", "needs training_args.eval_strategy and training_args.load_best_model_at_end", ""))
-    if config.template_path:
+    return [*found, *template(config.template_path, override=config.template_override)]
+
+
+def targets(model: str, peft: PeftSettings) -> Iterator[Finding]:
+    """Layers that are to get an adapter and that a local model does not have."""
+    names = weight_names(model) if peft.enabled and not isinstance(peft.target_modules, str) else []
+    missing = [t for t in peft.target_modules if names and not any(n.endswith((f".{t}.weight", f"{t}.weight")) for n in names)]
+    if missing:
+        layers = sorted({n.removesuffix(".weight").rsplit(".", 1)[-1] for n in names if n.endswith(".weight") and "norm" not in n})
+        yield "peft.target_modules", f"the model has no layer named {', '.join(missing)}", f"its layers: {', '.join(layers)}; or write all-linear"
+
+
+def template(path: str | None, *, override: bool) -> Iterator[Finding]:
+    """A template file that is not there, or an override without one."""
+    if path:
         try:
-            families.find(config.template_path)
+            families.find(path)
         except SopError as error:
-            found.append(("template_path", f"{error.what}: {config.template_path}", error.fix or ""))
-    if config.template_override and not config.template_path:
-        found.append(("template_override", "there is no template_path to use", "set template_path, or leave template_override out"))
-    return found
+            yield "template_path", f"{error.what}: {path}", error.fix or ""
+    if override and not path:
+        yield "template_override", "there is no template_path to use", "set template_path, or leave template_override out"
 
 
 def pretrain(config: PretrainConfig) -> list[Finding]:
