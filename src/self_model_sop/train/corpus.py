@@ -38,8 +38,8 @@ def conversations(
     meta = _meta()
     with progress(f"tokenise {files[0].name}", unit="rows") as advance:
         prepare = functools.partial(_rendering, renderer=renderer, max_length=max_length, overlong=overlong)
-        blocks = ordered(prepare, _blocks(_some(files, max_samples)), workers or _workers(files), key="data.workers=1")
-        made = tokens.write(folder, _counted(chain.from_iterable(blocks), meta, advance), meta)
+        rendered = ordered(prepare, blocks(some(files, max_samples)), workers or workers_for(files), key="data.workers=1")
+        made = tokens.write(folder, _counted(chain.from_iterable(rendered), meta, advance), meta)
     return _checked(made, files, f"{meta['truncated']:,} cut at {max_length:,} tokens" if meta["truncated"] else "")
 
 
@@ -54,8 +54,8 @@ def _meta() -> dict[str, Any]:
     return {"total": 0, "truncated": 0, "dropped": Counter[str]()}
 
 
-def _workers(files: Sequence[Path]) -> int:
-    """Starting processes costs seconds: one alone up to 16 MiB."""
+def workers_for(files: Sequence[Path]) -> int:
+    """How many processes tokenise these files. Starting processes costs seconds: one alone up to 16 MiB."""
     size = sum(p.stat().st_size for f in files for p in (f.rglob("*") if f.is_dir() else [f]) if p.is_file())
     return machine.cores() if size > 16 << 20 else 1
 
@@ -72,7 +72,8 @@ def _counted(rows: Iterator[str | tuple[Encoded, bool]], meta: dict[str, Any], a
         yield example
 
 
-def _blocks(rows: Iterator[records.Record]) -> Iterator[list[records.Record]]:
+def blocks(rows: Iterator[records.Record]) -> Iterator[list[records.Record]]:
+    """Records in the pieces that one process takes at a time."""
     while block := list(islice(rows, _BLOCK_ROWS)):
         yield block
 
@@ -101,7 +102,7 @@ def _render_one(record: records.Record, *, renderer: Any, max_length: int, overl
         ids, weights = ids[:max_length], weights[:max_length]
         if not any(weights[1:]):
             return "nothing_to_learn_before_the_cut"
-    return Encoded(ids, weights, _source(record), Path(record.file).name), cut
+    return Encoded(ids, weights, source_of(record), Path(record.file).name), cut
 
 
 def documents(
@@ -118,7 +119,7 @@ def documents(
         return done
     meta = _meta()
     with progress(f"tokenise {files[0].name}", unit="rows") as advance:
-        made = tokens.write(folder, _encoded(_some(files, max_samples), tokenizer, end, text_fields, meta, advance, wrap, max_length), meta)
+        made = tokens.write(folder, _encoded(some(files, max_samples), tokenizer, end, text_fields, meta, advance, wrap, max_length), meta)
     return _checked(made, files, "")
 
 
@@ -151,18 +152,19 @@ def _encoded(
         if not text or not text.strip():
             meta["dropped"]["empty" if text is not None else record.error or "malformed"] += 1
             continue
-        batch.append((text, _source(record), Path(record.file).name))
+        batch.append((text, source_of(record), Path(record.file).name))
         if len(batch) == 256:
             yield from flush()
     if batch:
         yield from flush()
 
 
-def _source(record: records.Record) -> str:
+def source_of(record: records.Record) -> str:
+    """Where a record came from, for messages."""
     return str((record.row or {}).get("_source") or f"{record.file}:{record.line}")
 
 
-def _some(files: Sequence[Path], most: int | None) -> Iterator[records.Record]:
+def some(files: Sequence[Path], most: int | None) -> Iterator[records.Record]:
     """Every record, or (in their order) the `most` whose content hash is smallest: a sample that one changed row does not reshuffle."""
     if most is None:
         yield from records.read(files)

@@ -21,6 +21,21 @@ from .setup import count
 from .trace import guard
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A trainer of another library, driven by the same loop.
+
+    Args:
+        arguments: its class of arguments, derived from TrainingArguments.
+        options: what is set in it besides training_args.
+        make: (phase, arguments, record, checkpoint folder) -> the trainer; its class has `Watched` before the library's.
+    """
+
+    arguments: Any
+    options: Mapping[str, Any]
+    make: Callable[[Phase, Any, Record, Path], Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """What one call of `train` does.
@@ -35,6 +50,7 @@ class Phase:
         evaluate: dataset whose loss per supervised token is measured where `eval_strategy` says.
         name_of: example numbers -> where they came from, for error messages.
         stop_ids: go into the generation config where the loop itself saves the result (sharded weights).
+        kind: another trainer than this project's own.
     """
 
     name: str
@@ -53,10 +69,11 @@ class Phase:
     deepspeed: Path | None = None
     fsdp: Path | None = None
     stop_ids: Sequence[int] = ()
+    kind: Kind | None = None
 
 
 def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
-    """Train, resuming from the last verified checkpoint of this phase below `root`; returns `{steps, resumed_from}`.
+    """Train, resuming from the last verified checkpoint of this phase below `root`; returns `{steps, resumed_from, best, batch, saved, model}`.
 
     Raises:
         Interrupted: stopped by SIGTERM or SIGINT, with a checkpoint written (exit 143 or 130).
@@ -65,9 +82,10 @@ def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
     root.mkdir(parents=True, exist_ok=True)
     resumed = ranks.share(checkpoint.latest(root, phase.name) if ranks.is_main() else None)
     record.begin(phase.name, resumed.marker if resumed else None)
-    trainer = _trainer_class()(phase, _arguments(phase, root, has_eval=phase.evaluate is not None), record, root)
+    make = phase.kind.make if phase.kind else _trainer_class()
+    trainer = make(phase, _arguments(phase, root, has_eval=phase.evaluate is not None), record, root)
     _require_sharding(phase, trainer)
-    record.peak_tokens_per_s = _peak_tokens_per_s(phase)
+    record.peak_tokens_per_s = _peak_tokens_per_s(trainer.model)
     with _signals() as stop:
         trainer.add_callback(_flow_class()(trainer, record, root, stop))
         trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
@@ -82,20 +100,21 @@ def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
     if sharded:  # collective: every rank gives its part, rank 0 writes
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if ranks.is_main():
-            finish.save_model(phase.model, root.parent, stop_ids=list(phase.stop_ids), weights=weights)
+            finish.save_model(trainer.accelerator.unwrap_model(trainer.model), root.parent, stop_ids=list(phase.stop_ids), weights=weights)
     batch = {"per_device": trainer.args.per_device_train_batch_size, "accumulation": trainer.args.gradient_accumulation_steps, "processes": trainer.args.world_size}
     resumed_from = resumed.step if resumed else None
-    return {"steps": trainer.state.global_step, "resumed_from": resumed_from, "best": trainer.state.best_metric, "batch": batch, "saved": sharded}
+    done = {"steps": trainer.state.global_step, "resumed_from": resumed_from, "best": trainer.state.best_metric, "batch": batch, "saved": sharded}
+    return {**done, "model": trainer.model}
 
 
-def _peak_tokens_per_s(phase: Phase) -> float | None:
+def _peak_tokens_per_s(model: Any) -> float | None:
     """Tokens per second at which all GPUs would work at their peak in half precision: 6 operations a token and weight, 4 where most weights are frozen (PaLM, arXiv 2204.02311)."""
     import torch
 
     peak = machine.peak_flops(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
     if peak is None:
         return None
-    counts = count(phase.model)
+    counts = count(model)
     return peak * ranks.world() / (counts["total"] * (4 if counts["trainable"] < counts["total"] / 2 else 6))
 
 
@@ -118,17 +137,87 @@ def _arguments(phase: Phase, root: Path, *, has_eval: bool) -> Any:
     given = {k: int(v) if isinstance(v, float) and v.is_integer() and "float" not in known()[k].types else v for k, v in phase.arguments.items() if k not in ("fp16", "bf16")}
     ours = {
         "output_dir": str(root), "report_to": list(phase.reports) or "none", "disable_tqdm": True, "remove_unused_columns": False, "logging_nan_inf_filter": False,
-        "save_total_limit": None, "seed": phase.seed, "label_names": ["labels"], **phase.precision.flags,
+        "save_total_limit": None, "seed": phase.seed, **(phase.kind.options if phase.kind else {"label_names": ["labels"]}), **phase.precision.flags,
     }  # fmt: skip
     gpu = torch.cuda.is_available()
     defaults = {"run_name": f"{root.parent.parent.name}-{phase.name}", "logging_steps": 5, "logging_first_step": True, "dataloader_pin_memory": gpu, "use_cpu": not gpu}
+    defaults |= {"gradient_checkpointing": False}  # TRL's own default is the slower way
     if not has_eval:
         ours["eval_strategy"] = "no"
     if phase.deepspeed:
         ours["deepspeed"] = str(phase.deepspeed)
     if phase.fsdp:
         ours |= {"fsdp": True, "fsdp_config": json.loads(phase.fsdp.read_text(encoding="utf-8"))}
-    return transformers.TrainingArguments(**{**defaults, **given, **ours})
+    kind = phase.kind.arguments if phase.kind else transformers.TrainingArguments
+    return kind(**{**defaults, **given, **ours})
+
+
+class Watched:
+    """Mixed in before a library's trainer: tokens are counted, groups of parameters have learning rates of their own, and the loss must stay finite."""
+
+    phase: Phase
+    record: Record
+    root: Path
+    args: Any
+    state: Any
+    model: Any
+    optimizer: Any
+
+    def watch(self) -> None:
+        """Called after the trainer's own start: it prints nothing more, and its trackers cannot raise."""
+        import transformers
+
+        self.remove_callback(transformers.PrinterCallback)  # type: ignore[attr-defined]
+        guard(self.callback_handler.callbacks, self.phase.reports)  # type: ignore[attr-defined]
+
+    def create_optimizer(self, *args: Any) -> Any:
+        if self.optimizer is None and self.phase.learning_rates:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)  # type: ignore[attr-defined]
+            self.optimizer = kind(self._groups(self.phase.learning_rates), **options)
+        return super().create_optimizer(*args)  # type: ignore[misc]
+
+    def _groups(self, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+        decayed = set(self.get_decay_parameter_names(self.model))  # type: ignore[attr-defined]
+        groups: dict[tuple[float | None, bool], list[Any]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                rate = next((value for part, value in rates.items() if part in name), None)
+                groups.setdefault((rate, name in decayed), []).append(parameter)
+        return [
+            {"params": parameters, "weight_decay": self.args.weight_decay if decay else 0.0, **({"lr": rate} if rate is not None else {})}
+            for (rate, decay), parameters in groups.items()
+        ]
+
+    def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
+        import torch
+
+        examples = self.counted(inputs)
+        loss = super().training_step(model, inputs, *args)  # type: ignore[misc]
+        if not torch.isfinite(loss):
+            self._not_finite(float(loss), examples)
+        return loss
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """TRL writes one beside every checkpoint; a model card is a step of its own."""
+
+    def _send_telemetry(self) -> None:
+        """TRL reports every training to its makers; this project reports to nobody."""
+
+    def counted(self, inputs: Any) -> list[int]:
+        """Take out of a batch what no model reads, count it, and answer the numbers of its examples."""
+        examples, tokens = inputs.pop("examples"), inputs.pop("tokens")
+        self.record.count(int(tokens), int((inputs["labels"] != -100).sum()), len(examples))
+        return [int(i) for i in examples]
+
+    def _not_finite(self, loss: float, examples: list[int]) -> None:
+        names = self.phase.name_of(examples)
+        path = self.root.parent / "not_finite.json"
+        step = self.state.global_step + 1
+        path.write_text(json.dumps({"phase": self.phase.name, "step": step, "loss": str(loss), "records": names}, ensure_ascii=False, indent=1), encoding="utf-8")
+        raise SopError(
+            f"the loss became {loss} at step {step}; the records of its batch: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else ""),
+            where=str(path), fix="lower learning_rate, set max_grad_norm: 1.0, add warmup_steps, or use precision: fp32", code=errors.DATA,
+        )  # fmt: skip
 
 
 @functools.cache
@@ -139,49 +228,21 @@ def _trainer_class() -> Any:
 
     from .batches import MaskedCollator
 
-    class MeasuredTrainer(transformers.Trainer):  # type: ignore[misc]
-        """transformers.Trainer with counted tokens, learning rates per parameter group, and evaluation per supervised token."""
+    class MeasuredTrainer(Watched, transformers.Trainer):  # type: ignore[misc]
+        """transformers.Trainer with evaluation per supervised token."""
 
-        optimizer: Any
         control: Any
 
         def __init__(self, phase: Phase, args: Any, record: Record, root: Path) -> None:
             self.phase, self.record, self.root = phase, record, root
             callbacks = [transformers.EarlyStoppingCallback(phase.patience)] if phase.patience else None
             super().__init__(model=phase.model, args=args, data_collator=phase.collator, train_dataset=phase.dataset, eval_dataset=phase.evaluate, callbacks=callbacks)
-            self.remove_callback(transformers.PrinterCallback)
-            guard(self.callback_handler.callbacks, phase.reports)
+            self.watch()
 
         def _get_train_sampler(self, *args: Any) -> Any:
             if self.phase.sequential:
                 return torch.utils.data.SequentialSampler(self.train_dataset)
             return super()._get_train_sampler(*args)
-
-        def create_optimizer(self, *args: Any) -> Any:
-            if self.optimizer is None and self.phase.learning_rates:
-                kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-                self.optimizer = kind(self._groups(self.phase.learning_rates), **options)
-            return super().create_optimizer(*args)
-
-        def _groups(self, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-            decayed = set(self.get_decay_parameter_names(self.model))
-            groups: dict[tuple[float | None, bool], list[Any]] = {}
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad:
-                    rate = next((value for part, value in rates.items() if part in name), None)
-                    groups.setdefault((rate, name in decayed), []).append(parameter)
-            return [
-                {"params": parameters, "weight_decay": self.args.weight_decay if decay else 0.0, **({"lr": rate} if rate is not None else {})}
-                for (rate, decay), parameters in groups.items()
-            ]
-
-        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> Any:
-            examples, tokens = inputs.pop("examples"), inputs.pop("tokens")
-            self.record.count(int(tokens), int((inputs["labels"] != -100).sum()), len(examples))
-            loss = super().training_step(model, inputs, *args)
-            if not torch.isfinite(loss):
-                self._not_finite(float(loss), examples.tolist())
-            return loss
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
             if isinstance(self.phase.collator, MaskedCollator):  # masked models ignore num_items_in_batch: with accumulation their own loss would count several times
@@ -194,16 +255,6 @@ def _trainer_class() -> Any:
             loss = weighted_loss(outputs.logits, labels, weights, shifted, num_items_in_batch)
             loss = loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
             return (loss, outputs) if return_outputs else loss
-
-        def _not_finite(self, loss: float, examples: list[int]) -> None:
-            names = self.phase.name_of(examples)
-            path = self.root.parent / "not_finite.json"
-            step = self.state.global_step + 1
-            path.write_text(json.dumps({"phase": self.phase.name, "step": step, "loss": str(loss), "records": names}, ensure_ascii=False, indent=1), encoding="utf-8")
-            raise SopError(
-                f"the loss became {loss} at step {step}; the records of its batch: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else ""),
-                where=str(path), fix="lower learning_rate, set max_grad_norm: 1.0, add warmup_steps, or use precision: fp32", code=errors.DATA,
-            )  # fmt: skip
 
         def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
             data = self.eval_dataset if eval_dataset is None else eval_dataset
