@@ -88,6 +88,17 @@ def attach(model: Any, settings: PeftSettings, rows: range | None) -> Any:
     """
     import peft
 
+    return peft.get_peft_model(model, adapter_config(model, settings, rows))
+
+
+def adapter_config(model: Any, settings: PeftSettings, rows: range | None, *, task: str = "CAUSAL_LM") -> Any:
+    """peft's config of the adapter; for `task` SEQ_CLS the scoring head is trained and saved too.
+
+    Raises:
+        SopError: where a target module is not in the model.
+    """
+    import peft
+
     wanted = settings.target_modules
     if not isinstance(wanted, str):
         missing = missing_targets(wanted, [name for name, _ in model.named_modules()])
@@ -96,12 +107,27 @@ def attach(model: Any, settings: PeftSettings, rows: range | None) -> Any:
     options: dict[str, Any] = {}
     if rows:
         options["trainable_token_indices"] = {name: list(rows) for name in embedding_names(model)}
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
+    return peft.LoraConfig(
+        task_type=task, r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
         target_modules=wanted if isinstance(wanted, str) else list(wanted), use_dora=settings.dora, use_rslora=settings.rslora,
         init_lora_weights=True if settings.init == "default" else settings.init, **options,
     )  # fmt: skip
-    return peft.get_peft_model(model, config)
+
+
+def honour_disabling(model: Any) -> None:
+    """Make `disable_adapter` give back the old rows everywhere.
+
+    A layer with trainable tokens, asked for its `weight` (TRL does, to compute log-probabilities without logits), answers with the trained rows even while adapters are
+    disabled; the reference of DPO would then move with the model.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    def told(layer: Any, merged: Any) -> Any:
+        return lambda active: layer.base_layer.weight if layer.disable_adapters else merged(active)
+
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer):
+            module.get_merged_weights = told(module, module.get_merged_weights)
 
 
 def attach_rows(model: Any, rows: range) -> Any:

@@ -120,6 +120,16 @@ def fields_of(package: str, file: str, name: str) -> dict[str, Argument]:
     }
 
 
+@lru_cache(maxsize=16)
+def compared_with(package: str, file: str, name: str) -> tuple[str, ...]:
+    """The texts that a file of an installed package compares a variable or attribute `name` with (`name == "text"`), in their order."""
+    found: dict[str, None] = {}
+    for node in ast.walk(ast.parse(_source(package, file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Compare) and name in (getattr(node.left, "id", None), getattr(node.left, "attr", None)) and isinstance(node.ops[0], ast.Eq):
+            found |= {c.value: None for c in node.comparators if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+    return tuple(found)
+
+
 def _enumerations(module: ast.Module) -> dict[str, tuple[str, ...]]:
     found = {}
     for node in module.body:

@@ -94,7 +94,7 @@ def name_base(work: Path, base: str, commit: str | None) -> None:
         write_atomic(path, json.dumps(named, indent=2, sort_keys=True) + "\n")
 
 
-def write_record(work: Path, title: str, numbers: dict[str, Any]) -> None:
-    """loss.png and report.html."""
+def write_record(work: Path, title: str, numbers: dict[str, Any], *, loss: str = "nats per supervised token") -> None:
+    """loss.png and report.html; `loss` is the unit of the curves."""
     shown = {k: v for k, v in numbers.items() if v is not None and not isinstance(v, dict)}
-    write_curves(work, title, shown)
+    write_curves(work, title, shown, loss)

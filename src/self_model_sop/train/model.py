@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..errors import SopError
 from ..hub import HubConfig, resolve_model
 
-Kind = Literal["causal", "masked", "seq2seq"]
+Kind = Literal["causal", "masked", "seq2seq", "score"]
 
 
 def load_tokenizer(source: str | Path, hub: HubConfig | None = None) -> Any:
@@ -38,7 +38,12 @@ def load_model(source: str | Path, hub: HubConfig | None = None, *, kind: Kind =
     import transformers
 
     folder = resolve_model(source, hub or HubConfig())
-    auto = {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM, "seq2seq": transformers.AutoModelForSeq2SeqLM}[kind]
+    auto = {
+        "causal": transformers.AutoModelForCausalLM,
+        "masked": transformers.AutoModelForMaskedLM,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
+        "score": transformers.AutoModelForSequenceClassification,
+    }[kind]
     try:
         model = auto.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:

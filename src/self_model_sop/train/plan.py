@@ -96,13 +96,15 @@ def trainable(shape: Shape, train: str, peft: PeftSettings | None, rows: int, fo
 @dataclass(frozen=True)
 class Rows:
     """How training rows look: `length` tokens at most; `packed`: several texts in one, told apart by a mask; `one`: the whole batch in one row; `share`: part of the tokens
-    that is learned; `eager` attention."""
+    that is learned; `eager` attention; `each`: rows of one example (a pair has two); `steps`, where they are known."""
 
     length: int
     packed: bool = False
     one: bool = False
     share: float = 1.0
     eager: bool = False
+    each: int = 1
+    steps: int | None = None
 
 
 def memory(shape: Shape, learned: int, arguments: Mapping[str, Any], rows: Rows, *, peft: PeftSettings | None, half: bool) -> Memory:
@@ -118,7 +120,7 @@ def memory(shape: Shape, learned: int, arguments: Mapping[str, Any], rows: Rows,
         peft: adapter settings; frozen layers keep their inputs only where an adapter needs them.
         half: computing in bf16 or fp16 (autocast over fp32 weights).
     """
-    tokens = int(arguments.get("per_device_train_batch_size", 8)) * rows.length
+    tokens = int(arguments.get("per_device_train_batch_size", 8)) * rows.length * rows.each
     each = _kept(shape, rows, tokens if rows.one else rows.length, peft, frozen=learned < shape.parameters / 2)
     checkpointed = arguments.get("gradient_checkpointing") or arguments.get("activation_checkpointing")
     floats = shape.layers * shape.hidden + each if checkpointed else shape.layers * each
@@ -155,7 +157,8 @@ def lines(config: TrainConfig, phases: Sequence[Phase], files: Sequence[Path], *
     speed = None if machine.gpus() else machine.training_flops(half=half)
     largest, fitting = 0, ""
     for name, train, arguments in phases:
-        learned, each, steps = trainable(shape, train, peft, rows, config.model_name_or_path), _tokens_per_step(arguments, length), _steps(arguments, tokens, length)
+        learned, each = trainable(shape, train, peft, rows, config.model_name_or_path), _tokens_per_step(arguments, length) * layout.each
+        steps = layout.steps or _steps(arguments, tokens, length)
         parts = memory(shape, learned, arguments, layout, peft=peft, half=half)
         if parts.total > largest:
             largest = parts.total

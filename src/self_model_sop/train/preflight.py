@@ -24,9 +24,7 @@ Finding = tuple[str, str, str]
 
 def sft(config: SftConfig) -> list[Finding]:
     """Cross-field rules of fine-tuning."""
-    model = read_json(config.model_name_or_path, "config.json")
-    found = [*_common(config), *_length("data.max_length", config.data.max_length, model), *_evaluation(config, config.data.eval_file)]
-    found += targets(config.model_name_or_path, config.peft)
+    found = [*shared(config, config.data.eval_file), *targets(config.model_name_or_path, config.peft)]
     if config.early_stopping_patience and (not config.training_args.get("load_best_model_at_end") or config.training_args.get("eval_strategy", "no") == "no"):
         found.append(("early_stopping_patience", "needs training_args.eval_strategy and training_args.load_best_model_at_end", ""))
     return [*found, *template(config.template_path, override=config.template_override)]
@@ -55,7 +53,7 @@ def template(path: str | None, *, override: bool) -> Iterator[Finding]:
 def pretrain(config: PretrainConfig) -> list[Finding]:
     """Cross-field rules of continued pretraining."""
     model = read_json(config.model_name_or_path, "config.json")
-    found = [*_common(config), *_length("data.block_size", config.data.block_size, model), *_evaluation(config, config.data.eval_file)]
+    found = shared(config, config.data.eval_file)
     masked = any(str(name).endswith(("ForMaskedLM", "ForPreTraining")) for name in (model or {}).get("architectures") or [])
     if model and masked != (config.objective == "mlm") and config.objective != "auto":
         found.append(("objective", f"{config.objective} does not fit {', '.join(model.get('architectures') or [])}", "write objective: auto"))
@@ -72,6 +70,12 @@ def pretrain(config: PretrainConfig) -> list[Finding]:
     if config.data.replay_share and not config.data.replay_file:
         found.append(("data.replay_share", "there is no data.replay_file to take it from", ""))
     return found
+
+
+def shared(config: TrainConfig, eval_file: Path | None) -> list[Finding]:
+    """The rules of every training stage."""
+    key, length = config.sequence_length
+    return [*_common(config), *_length(key, length, read_json(config.model_name_or_path, "config.json")), *_evaluation(config, eval_file)]
 
 
 def machine(config: TrainConfig, *, qlora: bool) -> None:

@@ -80,7 +80,7 @@ class Record:
         """One line for what the trainer logs at `step`."""
         if "train_runtime" in logs:
             return
-        line: dict[str, Any] = {"phase": self.phase, "step": step, **{k: _number(v) for k, v in logs.items() if k != "epoch"}}
+        line: dict[str, Any] = {"phase": self.phase, "step": step, **{k: _number(v) for k, v in logs.items() if k not in ("epoch", "num_tokens")}}
         if "loss" in logs:
             tokens, supervised, seconds = self._last
             now = self.seconds
@@ -160,7 +160,10 @@ def losses(lines: list[dict[str, Any]], key: str = "loss") -> list[tuple[float, 
 
 
 _CHARTS = {
-    "loss": "loss, nats per supervised token", "eval_loss": "evaluation loss", "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "tokens per second",
+    "loss": "loss, {unit}", "eval_loss": "evaluation loss", "rewards/accuracies": "pairs in which the chosen answer has the larger reward",
+    "eval_rewards/accuracies": "the same of held-out pairs", "rewards/margins": "margin of the rewards", "eval_rewards/margins": "margin of held-out pairs",
+    "accuracy": "pairs in which the chosen answer has the larger reward", "eval_accuracy": "the same of held-out pairs", "margin": "margin of the rewards",
+    "eval_margin": "margin of held-out pairs", "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "tokens per second",
     "supervised": "share of learned tokens", "memory_mib": "largest memory so far, MiB", "mfu": "share of the GPUs' peak",
 }  # fmt: skip
 _STYLE = (
@@ -170,11 +173,11 @@ _STYLE = (
 )
 
 
-def write_curves(folder: Path, title: str, facts: dict[str, Any]) -> None:
-    """`loss.png` and `report.html` from metrics.jsonl; the HTML holds everything in itself and opens without a network."""
+def write_curves(folder: Path, title: str, facts: dict[str, Any], unit: str = "nats per supervised token") -> None:
+    """`loss.png` and `report.html` from metrics.jsonl, the loss in `unit`; the HTML holds everything in itself and opens without a network."""
     lines = Record(folder).lines()
-    _png(folder / "loss.png", lines, title)
-    body = "".join(f"<h2>{html.escape(name)}</h2>{_svg(losses(lines, key))}" for key, name in _CHARTS.items() if losses(lines, key))
+    _png(folder / "loss.png", lines, title, unit)
+    body = "".join(f"<h2>{html.escape(name.format(unit=unit))}</h2>{_svg(losses(lines, key))}" for key, name in _CHARTS.items() if losses(lines, key))
     rows = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     page = f'<!doctype html><html lang="en">{head}<h1>{html.escape(title)}</h1><table>{rows}</table>{body}</html>\n'
@@ -198,7 +201,7 @@ def _svg(points: list[tuple[float, float]]) -> str:
     return f'<svg viewBox="0 0 {width} {height}" role="img" font-size="11" fill="currentColor">{curve}{dots}{marks}{steps}</svg>'
 
 
-def _png(path: Path, lines: list[dict[str, Any]], title: str) -> None:
+def _png(path: Path, lines: list[dict[str, Any]], title: str, unit: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.2), dpi=120, layout="constrained")
@@ -208,7 +211,7 @@ def _png(path: Path, lines: list[dict[str, Any]], title: str) -> None:
         if points:
             axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", markersize=3, label=label)
     axes.set_xlabel("step")
-    axes.set_ylabel("nats per supervised token")
+    axes.set_ylabel(unit)
     axes.set_title(title)
     if axes.lines:
         axes.legend()

@@ -44,12 +44,15 @@ class PairData:
     max_length: int = option(1024, "tokens of a prompt with one answer; of longer pairs the answers are cut (counted and reported), or the pair is dropped")
     overlong: Overlong = option("truncate", "what happens to longer ones: truncate or drop")
     precompute_ref_log_probs: bool = option(False, "measure the reference model once before training: one pass less in every step, and no second model in memory")
+    workers: int | None = option(None, "processes that tokenise; none: every core where the files exceed 16 MiB", cosmetic=True)
     max_samples: int | None = option(None, "train on so many pairs, chosen by content hash")
     max_eval_samples: int | None = option(None, "measure on so many pairs, chosen by content hash")
 
     def __post_init__(self) -> None:
         if self.max_length < 8:
             raise ValueError("data.max_length must be at least 8")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError("data.workers must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,7 @@ class RlhfConfig(TrainConfig):
     data: PairData = option(factory=PairData)
     ppo: PpoSettings = option(factory=PpoSettings)
     peft: PeftSettings = option(factory=PeftSettings)
-    merge: bool = option(False, "with an adapter: write a whole model at the end, not the adapter")
+    merge: bool = option(True, "reward model with an adapter: write it merged, a whole model, as judges are loaded; false: the adapter alone")
     trl: dict[str, Any] = option(help="further arguments of TRL's own config of the algorithm (label_smoothing, simpo_gamma, temperature, ...)", factory=dict)
 
     @property
@@ -159,6 +162,29 @@ def trl_findings(config: RlhfConfig) -> Iterator[Finding]:
             problem = arguments.problem(own[key], value)
             if problem:
                 yield (f"trl.{key}", *problem)
+
+
+def loss_findings(config: RlhfConfig) -> Iterator[Finding]:
+    """Losses that the installed TRL does not have for the method, and what else is wrong with them."""
+    known = implemented_losses(config.method)
+    for name in config.losses:
+        if name not in known:
+            others = [*known, *(() if config.algorithm != "dpo" else ("kto", "orpo", "simpo"))]
+            near = difflib.get_close_matches(name, others, 1, cutoff=0.5)
+            what = f"{config.method} has no loss {name!r} in the installed TRL" if known else f"{config.method} has one loss only, not {name!r}"
+            yield "loss_type", what, (f"did you mean {near[0]!r}? " if near else "") + (f"it has {', '.join(others)}" if known else "leave loss_type out")
+    if len(config.losses) > 1 and config.method != "dpo":
+        yield "loss_type", f"several losses are for dpo, not for {config.method}", "name one"
+    if config.loss_weights is not None and len(config.loss_weights) != len(config.losses):
+        yield "loss_weights", f"{len(config.loss_weights)} weights for {len(config.losses)} losses", "give one weight to each entry of loss_type"
+    if "exo_pair" in config.losses and not config.trl.get("label_smoothing"):
+        yield "loss_type", "exo_pair needs label smoothing", "set trl: {label_smoothing: 1.0e-3}"
+
+
+def implemented_losses(method: str) -> tuple[str, ...]:
+    """What the source of the installed TRL compares `loss_type` with: the losses that a trainer has. Empty for methods with a single one."""
+    file = {"dpo": "trainer/dpo_trainer.py", "kto": "trainer/kto_trainer.py"}.get(method)
+    return arguments.compared_with("trl", file, "loss_type") if file else ()
 
 
 def trl_arguments(method: str) -> Mapping[str, arguments.Argument]:

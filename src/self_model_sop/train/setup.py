@@ -34,12 +34,25 @@ def load_for_training(config: TrainConfig, tokenizer: Any, peft: PeftSettings | 
     Raises:
         SopError: where tokenizer and model do not fit together.
     """
+    model, rows = load_bare(config, tokenizer, peft, precision)
+    if peft and peft.enabled:
+        model = adapters.attach(model, peft, rows if peft.new_rows != "freeze" else None)
+    place(model, config)
+    return model, told(model, rows)
+
+
+def load_bare(config: TrainConfig, tokenizer: Any, peft: PeftSettings | None, precision: Precision, **options: Any) -> tuple[Any, range | None]:
+    """(The model ready for an adapter or for full training, the rows that an expansion appended). Seeded.
+
+    Raises:
+        SopError: where tokenizer and model do not fit together.
+    """
     import torch
     import transformers
 
     check_length(config)
     transformers.set_seed(config.seed)
-    options: dict[str, Any] = {"attn_implementation": config.attn_implementation}
+    options = {"attn_implementation": config.attn_implementation, **options}
     dtype = "float32"
     if peft and peft.qlora:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -51,22 +64,23 @@ def load_for_training(config: TrainConfig, tokenizer: Any, peft: PeftSettings | 
     make_saveable(model)
     rows = adapters.new_rows(config.tokenizer_source, config.model_name_or_path)
     fits(tokenizer, model, rows, config)
-    if peft and peft.enabled:
-        if peft.qlora:
-            import peft as library
+    if peft and peft.qlora:
+        import peft as library
 
-            model = library.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        if config.fsdp and rows and peft.new_rows != "freeze":
-            fix = "use deepspeed instead of fsdp, or one GPU; peft.new_rows: freeze trains the adapter alone"
-            raise SopError("fsdp cannot train single rows of an embedding beside an adapter (torch 2.13 cannot shard them)", where="fsdp", fix=fix)
-        wanted = rows if peft.new_rows == "train" or (peft.new_rows == "auto" and rows) else None
-        model = adapters.attach(model, peft, wanted)
-    place(model, config)
+        model = library.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if peft and peft.enabled and config.fsdp and rows and peft.new_rows != "freeze":
+        fix = "use deepspeed instead of fsdp, or one GPU; peft.new_rows: freeze trains the adapter alone"
+        raise SopError("fsdp cannot train single rows of an embedding beside an adapter (torch 2.13 cannot shard them)", where="fsdp", fix=fix)
+    return model, rows
+
+
+def told(model: Any, rows: range | None) -> dict[str, int]:
+    """{trainable, total, new_rows} of a model that is ready, said in one line."""
     counts = count(model)
     counts["new_rows"] = len(rows or ())
     share = f"trainable: {counts['trainable']:,} of {counts['total']:,} weights ({counts['trainable'] / counts['total']:.2%})"
     note(share + (f", {len(rows):,} new vocabulary rows among them" if rows else ""))
-    return model, counts
+    return counts
 
 
 def place(model: Any, config: TrainConfig) -> None:

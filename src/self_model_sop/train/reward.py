@@ -1,0 +1,202 @@
+"""A reward model: one number for an answer, learned from pairs (Bradley-Terry). The trainer is TRL's; rendering, checkpoints and record are ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from ..errors import SopError
+from ..hub import HubConfig
+from ..stage import Artifact, Stage
+from . import alignment, preflight, rlhf
+from .adapters import learning_rates
+from .alignment import Prepared, building, located, prepare
+from .rlhf import RlhfConfig
+
+_MERGED_BOUND = 1e-3  # largest difference of scores before and after merging, relative to the largest score
+
+
+def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
+    from . import corpus, finish, ranks, trace
+    from .adapters import adapter_config
+    from .loop import Phase, train
+    from .record import Record
+    from .setup import told
+    from .trl_trainers import Numbered, kind_of
+
+    named = config.model_name_or_path
+    config, commit = located(config)
+    prepared = prepare(config, work, kind="score", num_labels=1)
+    model = prepared.model
+    model.config.get_text_config().pad_token_id = prepared.pad_id  # the model scores at the last token that is no padding
+    record = Record(work)
+    size = 2 * int(config.training_args.get("per_device_eval_batch_size", 4))
+    measures = prepared.held_out is not None and not config.sharded  # one device may not hold the model
+    before: Any = finish.remembered(work, "scores_before", lambda: scores(model, prepared, size)) if measures else None
+    rows = prepared.rows if config.peft.new_rows != "freeze" else None
+    phase = Phase(
+        name="reward", model=model, dataset=prepared.pairs.dataset, collator=Numbered("reward", prepared.pad_id), arguments=config.training_args, precision=prepared.precision,
+        seed=config.seed, learning_rates=learning_rates(config.peft, config.training_args), evaluate=prepared.held_out.dataset if prepared.held_out else None,
+        name_of=prepared.pairs.names, reports=prepared.reports, deepspeed=config.deepspeed, fsdp=config.fsdp,
+        kind=kind_of(config, prepared.tokenizer, adapter_config(model, config.peft, rows, task="SEQ_CLS") if config.peft.enabled else None, None),
+    )  # fmt: skip
+    outcome = train(phase, work / "checkpoints", record)
+    model, counts = outcome["model"], told(outcome["model"], prepared.rows)
+    merges = config.peft.enabled and config.merge and not outcome["saved"]
+    after: Any = scores(model, prepared, size) if measures else None
+    if merges:
+        model = _merged(model, prepared, after, size)
+    stats = finish.stats(record, outcome, prepared.precision) | {
+        "algorithm": "reward", **(_preferences(before, after) if measures else {}),
+        "rows": corpus.counts(prepared.pairs.meta), "eval_rows": corpus.counts(prepared.held_out.meta) if prepared.held_out else None,
+        "template": prepared.renderer.name, "adapter": config.peft.enabled and not merges, "trainable": counts, "base_commit": commit,
+    }  # fmt: skip
+    trace.stop(prepared.reports)
+    ranks.leave()
+    if not ranks.is_main():
+        return stats
+    if not outcome["saved"]:
+        finish.save_model(model, work)
+    finish.save_tokenizer(prepared.tokenizer, work, prepared.renderer, config.tokenizer_source, config.model_name_or_path)
+    if config.peft.enabled and not merges:
+        finish.name_base(work, named, commit)
+    finish.write_record(work, "Reward model", stats, loss="loss of a pair")
+    return stats
+
+
+def scores(model: Any, prepared: Prepared, size: int) -> list[list[float]]:
+    """The score of both answers of every held-out pair: `[pairs][chosen, rejected]`."""
+    return alignment.measured(model, prepared, size, lambda model, ids, mask, _: model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0].float())
+
+
+def _merged(model: Any, prepared: Prepared, wanted: Sequence[Sequence[float]] | None, size: int) -> Any:
+    """The model with its adapter merged in, proven on the held-out pairs where there are any.
+
+    Raises:
+        SopError: where it scores differently (exit 3).
+    """
+    merged = model.merge_and_unload()
+    if wanted is not None and prepared.precision.mode == "fp32":
+        found = scores(merged, prepared, size)
+        largest = max(abs(score) for pair in wanted for score in pair)
+        difference = max(abs(a - b) for one, other in zip(found, wanted, strict=True) for a, b in zip(one, other, strict=True))
+        if difference > _MERGED_BOUND * max(largest, 1.0):
+            what = f"the merged reward model scores differently from model and adapter (by {difference:.2g})"
+            raise SopError(what, fix="write merge: false to keep the adapter apart, and please report this", code=errors.DATA)
+    return merged
+
+
+def _preferences(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Accuracy and margin of the scores before and after, and where scores lie at the end."""
+    found: dict[str, Any] = {}
+    for when, values in (("before", before), ("after", after)):
+        found[f"eval_accuracy_{when}"], found[f"eval_margin_{when}"] = alignment.compared(values)
+    every = [score for pair in after for score in pair]
+    return {**found, "eval_score_least": min(every), "eval_score_mean": round(sum(every) / len(every), 5), "eval_score_most": max(every)}
+
+
+# --- using it ------------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A reward model that scores conversations; made by `load_judge`."""
+
+    model: Any
+    tokenizer: Any
+    renderer: Any
+
+    def score(self, conversations: Sequence[Sequence[Mapping[str, Any]]], *, batch_size: int = 8) -> list[float]:
+        """One number for each conversation's last answer; larger is better, and only differences within a question mean anything.
+
+        Raises:
+            TemplateError: where a conversation cannot be rendered.
+            SopError: where one does not end with an answer.
+        """
+        import torch
+
+        ids = [_closed(self.renderer, messages) for messages in conversations]
+        order, found = sorted(range(len(ids)), key=lambda i: len(ids[i])), [0.0] * len(ids)
+        device, pad = next(self.model.parameters()).device, int(self.model.config.get_text_config().pad_token_id)
+        with torch.no_grad():
+            for first in range(0, len(order), batch_size):
+                places = order[first : first + batch_size]
+                width = max(len(ids[i]) for i in places)
+                rows = torch.tensor([ids[i] + [pad] * (width - len(ids[i])) for i in places], device=device)
+                mask = torch.tensor([[1] * len(ids[i]) + [0] * (width - len(ids[i])) for i in places], device=device)
+                values = self.model(input_ids=rows, attention_mask=mask, use_cache=False).logits[:, 0].float().tolist()
+                for place, value in zip(places, values, strict=True):
+                    found[place] = value
+        return found
+
+
+def _closed(renderer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Ids of a conversation up to and with the end marker of its last answer: what the reward model was trained on."""
+    learned = [i for i, on in enumerate(renderer.render(messages).supervised) if on]
+    if messages[-1]["role"] != "assistant" or not learned:
+        raise SopError("a reward model judges answers: the conversation must end with an assistant turn", code=errors.DATA)
+    return list(renderer.render(messages).ids[: learned[-1] + 1])
+
+
+def load_judge(source: str | Path, hub: HubConfig | None = None, *, dtype: str = "float32") -> Judge:
+    """The reward model of a folder or hub id, whole or as an adapter.
+
+    Raises:
+        SopError: where it is no model with one score.
+    """
+    from .model import base_folder, is_adapter, load_model, load_tokenizer, put_adapter
+    from .template import renderer_for
+
+    tokenizer = load_tokenizer(source, hub)
+    adapter = is_adapter(source)
+    model = load_model(base_folder(source, hub) if adapter else source, hub, kind="score", dtype=dtype, **({"num_labels": 1} if adapter else {}))
+    if adapter:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        model = put_adapter(model, source).eval()
+    _require_one_score(model, source)
+    return Judge(model, tokenizer, renderer_for(tokenizer, train_on="last"))
+
+
+def _require_one_score(model: Any, source: str | Path) -> None:
+    named = any(str(name).endswith("ForSequenceClassification") for name in model.config.architectures or ["ForSequenceClassification"])
+    if model.config.num_labels != 1 or (not named and not hasattr(model, "peft_config")):
+        raise SopError("this is no reward model: it gives no single score", where=str(source), fix="train one: sop train reward algorithm=reward")
+    if model.config.get_text_config().pad_token_id is None:
+        raise SopError("the reward model's config names no padding token, so it cannot tell where an answer ends", where=str(source), fix="set pad_token_id in its config.json")
+
+
+# --- the stage -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def _preflight(config: RlhfConfig) -> list[rlhf.Finding]:
+    return [*preflight.shared(config, config.data.eval_file), *rlhf.fits_command(config, "reward")]
+
+
+def plan(config: RlhfConfig) -> Sequence[str]:
+    """What `--dry-run` prints."""
+    return alignment.plan(config)
+
+
+def _next(config: RlhfConfig) -> str:
+    return f"sop train grpo algorithm=grpo reward_model_name_or_path={config.training_args['output_dir']} training_args.output_dir=self_model/checkpoints/grpo"
+
+
+STAGE = Stage(
+    name="train.reward", version=1, config=RlhfConfig, output=alignment.output, build=building(_train), inputs=alignment.inputs, preflight=_preflight, plan=plan,
+    uses=(*alignment.USES, "merge"), summary=alignment.summary, next=_next, resumable=True, apart=True,
+)  # fmt: skip
+
+
+def run(config: RlhfConfig) -> Artifact:
+    """Train a reward model (or find it up to date)."""
+    return STAGE.run(config)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`sop train reward`"""
+    from . import ranks
+
+    return ranks.main(STAGE, _train, argv)
