@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from killing import Killer
 from self_model_sop.artifact import Target, content_hash, differences
 from tiny_tokenizers import make, write_corpus
 
@@ -49,14 +48,10 @@ def kill_and_rerun(folder: Path, points: int, seed: int) -> None:
     subprocess.run(command(folder, "whole", "extend"), check=True, capture_output=True, cwd=folder)
     whole, expected = time.perf_counter() - start, hashes(folder / "whole")
     assert set(expected) == set(ARTIFACTS)
-    draw, killed = random.Random(seed), 0
+    killer = Killer(whole, random.Random(seed))
     for _ in range(points):
         process = subprocess.Popen(command(folder, "killed", "extend"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=folder)
-        time.sleep(whole * draw.uniform(0.1, 0.95))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        process.wait()
+        killer.kill(process)
         found = hashes(folder / "killed")
         assert found == {k: expected[k] for k in found}
         if len(found) == len(ARTIFACTS):  # everything was made before the kill: begin again
@@ -67,7 +62,7 @@ def kill_and_rerun(folder: Path, points: int, seed: int) -> None:
     subprocess.run(command(folder, "killed", "extend"), check=True, capture_output=True, cwd=folder)
     assert hashes(folder / "killed") == expected
     assert not [p for name in ARTIFACTS for p in (folder / "killed" / name).rglob(".*")]
-    assert killed > 0
+    assert killer.killed > 0
 
 
 @pytest.mark.slow

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hub_server import HubServer, jsonl
+from killing import Killer
 from self_model_sop.artifact import Target, content_hash, differences
 
 GROUP = "owner_data"
@@ -31,16 +30,12 @@ def kill_and_rerun(hub: HubServer, folder: Path, points: int, seed: int) -> None
     seconds = time.perf_counter() - start
     target, out = Target(folder / "out", GROUP), folder / "out"
     expected = content_hash(json.loads(Target(folder / "whole", GROUP).manifest.read_text()))
-    killed = 0
+    killer = Killer(seconds, draw)
     for i in range(points):
         if i % 3 == 0:
             shutil.rmtree(folder / "home")  # downloads too, not only the cache
         process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=environment, cwd=folder)
-        time.sleep(seconds * draw.uniform(0.1, 1.0))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        process.wait()
+        killer.kill(process)
         if target.manifest.exists():
             assert differences(target, json.loads(target.manifest.read_text()), deep=True) == []
         if i % 2:
@@ -49,7 +44,7 @@ def kill_and_rerun(hub: HubServer, folder: Path, points: int, seed: int) -> None
         assert content_hash(json.loads(target.manifest.read_text())) == expected
         assert sorted(p.name for p in out.iterdir()) == [f"{GROUP}.manifest.json", f"{GROUP}__train.jsonl", f"{GROUP}__validation.jsonl"]
         shutil.rmtree(out)
-    assert killed > 0
+    assert killer.killed > 0
 
 
 @pytest.mark.slow

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from killing import Killer
 from self_model_sop.artifact import Target, content_hash, differences
 from self_model_sop.data.records import write_jsonl
 
@@ -46,16 +45,11 @@ def kill_and_rerun(folder: Path, points: int, seed: int) -> None:
     subprocess.run(command(folder, "whole"), check=True, capture_output=True)
     whole = time.perf_counter() - start
     expected = content_hash(manifest(folder / "whole"))
-    draw = random.Random(seed)
-    killed = 0
+    killer = Killer(whole, random.Random(seed))
     for i in range(points):
         out = folder / "killed"
         process = subprocess.Popen(command(folder, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(whole * draw.uniform(0.2, 1.05))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        process.wait()
+        killer.kill(process)
         if (out / "manifest.json").exists():  # a manifest never lies
             assert differences(Target(out), manifest(out), deep=True) == []
         if i % 2 == 0:
@@ -67,7 +61,7 @@ def kill_and_rerun(folder: Path, points: int, seed: int) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
     subprocess.run(command(folder, "killed"), check=True, capture_output=True)
     assert content_hash(manifest(folder / "killed")) == expected
-    assert killed > 0
+    assert killer.killed > 0
 
 
 @pytest.mark.slow
