@@ -55,6 +55,7 @@ STAGES: tuple[Entry, ...] = (
     Entry("eval.mcq", "multiple-choice questions to several models, with intervals", "config/eval_config/mcq.yaml"),
     Entry("eval.compare", "bits per byte and answers of several models, side by side", "config/eval_config/compare.yaml"),
     Entry("infer.chat", "talk to a trained model", "config/infer_config/chat.yaml", stage=False),
+    Entry("infer.serve", "an OpenAI-compatible API on this machine", "config/infer_config/serve.yaml", stage=False),
     Entry("ops.run", "run a whole pipeline", stage=False),
     Entry("ops.init", "write the configs and the sample data into a folder", stage=False),
     Entry("ops.config", "check or show a configuration", stage=False),
