@@ -112,8 +112,15 @@ class Renderer:
         `variables` go to the template. For a family that writes an empty thought before answers without reasoning (Qwen3), that thought belongs to the
         prompt unless `enable_thinking=True` is given.
         """
-        drawn = self._draw(self._prepare(messages), tools, add_generation_prompt=True, **{**self._as_trained, **variables})
+        drawn = self._asked(messages, tools, variables)
         return self.encoder.encode(drawn.text, drawn.data).ids
+
+    def prompt_text(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, **variables: Any) -> str:
+        """The text that `prompt` gives the ids of."""
+        return self._asked(messages, tools, variables).text
+
+    def _asked(self, messages: Sequence[Message], tools: Sequence[Any] | None, variables: Mapping[str, Any]) -> Drawn:
+        return self._draw(self._prepare(messages), tools, add_generation_prompt=True, **{**self._as_trained, **variables})
 
     def prepared(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages as the template gets them: tool calls in the spelling that it reads (plain JSON text where it reads none)."""
