@@ -54,6 +54,7 @@ STAGES: tuple[Entry, ...] = (
     Entry("train.lint", "show exactly which tokens are trained", "config/self_model_config/finetune.yaml", stage=False),
     Entry("eval.mcq", "multiple-choice questions to several models, with intervals", "config/eval_config/mcq.yaml"),
     Entry("eval.compare", "bits per byte and answers of several models, side by side", "config/eval_config/compare.yaml"),
+    Entry("infer.gguf", "export to GGUF for llama.cpp and Ollama, proven equal", "config/infer_config/gguf.yaml", "inference/llama.cpp/convert_to_gguf.py"),
     Entry("infer.chat", "talk to a trained model", "config/infer_config/chat.yaml", stage=False),
     Entry("infer.serve", "an OpenAI-compatible API on this machine", "config/infer_config/serve.yaml", stage=False),
     Entry("ops.run", "run a whole pipeline", stage=False),
