@@ -24,6 +24,7 @@ EXTRAS = {
     "zh": ("py3langid",),
     "qlora": ("bitsandbytes",),
     "eval": ("lm-eval",),
+    "quantize": ("gptqmodel", "optimum"),
 }
 
 
@@ -193,6 +194,7 @@ PURPOSES: dict[str, Callable[[], Iterator[Finding]]] = {
     "zh": _needs_extra("zh"),
     "qlora": _qlora,
     "eval": _needs_extra("eval"),
+    "quantize": _needs_extra("quantize"),
     "verl": _verl,
     "gguf": _gguf,
     "ollama": _needs_command("ollama", "ollama", "install Ollama to run an exported model with it"),
