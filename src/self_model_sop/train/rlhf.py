@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ..config import option
 from . import arguments, preflight
 from .adapters import PeftSettings
+from .reward_settings import RewardSetting
 from .settings import Overlong, TrainConfig
 
 Algorithm = Literal["reward", "dpo", "kto", "orpo", "simpo", "grpo", "rloo", "ppo"]
@@ -106,6 +107,10 @@ class RlhfConfig(TrainConfig):
     data: PairData = option(factory=PairData)
     ppo: PpoSettings = option(factory=PpoSettings)
     peft: PeftSettings = option(factory=PeftSettings)
+    rewards: tuple[RewardSetting, ...] = option((), "grpo, rloo, ppo: what judges an answer, as a weighted sum; the same functions on both engines")
+    reward_lint: Literal["refuse", "warn"] = option("refuse", "before a run right, wrong and empty answers are judged; refuse: stop where right ones do not earn more", cosmetic=True)
+    verl: dict[str, Any] = option(help="engine verl: further keys of its own configuration, nested: {actor_rollout_ref: {rollout: {gpu_memory_utilization: 0.6}}}", factory=dict)
+    verl_python: str | None = option(None, "engine verl: the Python of its environment; none: what SOP_VERL_PYTHON says", cosmetic=True)
     merge: bool = option(True, "reward model with an adapter: write it merged, a whole model, as judges are loaded; false: the adapter alone")
     trl: dict[str, Any] = option(help="further arguments of TRL's own config of the algorithm (label_smoothing, simpo_gamma, temperature, ...)", factory=dict)
 
