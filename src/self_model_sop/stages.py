@@ -55,6 +55,8 @@ STAGES: tuple[Entry, ...] = (
     Entry("eval.mcq", "multiple-choice questions to several models, with intervals", "config/eval_config/mcq.yaml"),
     Entry("eval.compare", "bits per byte and answers of several models, side by side", "config/eval_config/compare.yaml"),
     Entry("infer.gguf", "export to GGUF for llama.cpp and Ollama, proven equal", "config/infer_config/gguf.yaml", "inference/llama.cpp/convert_to_gguf.py"),
+    Entry("infer.gptq", "quantise to 4 bits by GPTQ, calibrated on your text", "config/infer_config/gptq.yaml", "inference/quantize/gptq_quantize.py"),
+    Entry("infer.awq", "quantise to 4 bits by AWQ, calibrated on your text", "config/infer_config/awq.yaml", "inference/quantize/awq_quantize.py"),
     Entry("infer.chat", "talk to a trained model", "config/infer_config/chat.yaml", stage=False),
     Entry("infer.serve", "an OpenAI-compatible API on this machine", "config/infer_config/serve.yaml", stage=False),
     Entry("ops.run", "run a whole pipeline", stage=False),
