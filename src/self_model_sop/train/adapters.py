@@ -114,20 +114,14 @@ def adapter_config(model: Any, settings: PeftSettings, rows: range | None, *, ta
     )  # fmt: skip
 
 
-def as_plain_layers(model: Any) -> None:
-    """Make embeddings with trainable tokens answer for their `weight` and `bias` as plain layers do; TRL asks an output layer for them, to get log-probabilities without logits.
+def give_bias(model: Any) -> None:
+    """Let an output layer with trainable tokens answer for its `bias`, which peft's wrapper does not; TRL asks for it, to get log-probabilities without logits.
 
-    peft's wrapper has no `bias`, and its `weight` holds the trained rows even while adapters are disabled: the reference of DPO would move with the model.
+    (Its `weight` the wrapper knows: the trained rows, and with adapters disabled the old ones, as the reference of DPO needs them.)
     """
-    from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.utils.other import TrainableTokensWrapper
 
-    def told(layer: Any, merged: Any) -> Any:
-        return lambda active: layer.base_layer.weight if layer.disable_adapters else merged(active)
-
     for module in model.modules():
-        if isinstance(module, TrainableTokensLayer) and "get_merged_weights" not in vars(module):
-            vars(module)["get_merged_weights"] = told(module, module.get_merged_weights)
         if isinstance(module, TrainableTokensWrapper):
             vars(module)["bias"] = getattr(module.original_module, "bias", None)  # not registered: it is the wrapped layer's
 

@@ -86,14 +86,14 @@ def _fed(trainer: Any) -> Any:
         def __init__(self, phase: Phase, args: Any, record: Record, root: Path, **given: Any) -> None:
             self.phase, self.record, self.root = phase, record, root
             super().__init__(model=phase.model, args=args, data_collator=phase.collator, train_dataset=phase.dataset, eval_dataset=phase.evaluate, **given)
-            adapters.as_plain_layers(self.model)
+            adapters.give_bias(self.model)
             self.watch()
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
         def _precompute_ref_logps(self, *args: Any, **options: Any) -> Any:
-            adapters.as_plain_layers(self.model)  # this happens while the trainer is made
+            adapters.give_bias(self.model)  # this happens while the trainer is made
             return super()._precompute_ref_logps(*args, **options)
 
         def tokenize_row(self, feature: Mapping[str, Any], model: Any = None) -> dict[str, Any]:
