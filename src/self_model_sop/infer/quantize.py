@@ -158,7 +158,7 @@ def build(run: Run[Any], quantise: Quantise) -> dict[str, Any]:
     """
     from ..eval.models import free_memory, open_model
     from ..train import setup
-    from .torch_side import TorchSide, reference_of
+    from .torch_side import TorchSide, new_texts, reference_of
 
     config: Config = run.config
     device = device_of(config)
@@ -171,7 +171,7 @@ def build(run: Run[Any], quantise: Quantise) -> dict[str, Any]:
         _check_window(model, config)
         files = calibration.training_files(config.calib_data)
         chosen = calibration.collect(files, tokenizer, samples=config.calib_samples, length=config.calib_seq_len, seed=config.seed, heldout=config.parity.heldout)
-        reference = reference_of(TorchSide(model, tokenizer, "source"), config.parity, scratch / "reference")
+        reference = reference_of(TorchSide(model, tokenizer, "source"), config.parity, scratch / "reference", new_texts(config.model_path, tokenizer))
         del model
         free_memory()
         note(f"quantising to {config.bits} bits on {device}, calibrated on {chosen.facts['tokens']:,} tokens of {chosen.facts['rows_used']:,} rows")
