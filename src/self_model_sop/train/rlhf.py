@@ -108,7 +108,7 @@ class RlhfConfig(TrainConfig):
     ppo: PpoSettings = option(factory=PpoSettings)
     peft: PeftSettings = option(factory=PeftSettings)
     rewards: tuple[RewardSetting, ...] = option((), "grpo, rloo, ppo: what judges an answer, as a weighted sum; the same functions on both engines")
-    reward_lint: Literal["refuse", "warn"] = option("refuse", "before a run right, wrong and empty answers are judged; refuse: stop where right ones do not earn more", cosmetic=True)
+    reward_lint: Literal["refuse", "warn"] = option("refuse", "before a run right, wrong and empty answers are judged; refuse: stop where right ones earn no more", cosmetic=True)
     verl: dict[str, Any] = option(help="engine verl: further keys of its own configuration, nested: {actor_rollout_ref: {rollout: {gpu_memory_utilization: 0.6}}}", factory=dict)
     verl_python: str | None = option(None, "engine verl: the Python of its environment; none: what SOP_VERL_PYTHON says", cosmetic=True)
     merge: bool = option(True, "reward model with an adapter: write it merged, a whole model, as judges are loaded; false: the adapter alone")
@@ -121,10 +121,10 @@ class RlhfConfig(TrainConfig):
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """The names of TRL's losses that were asked for; empty: its default."""
+        """The names of TRL's losses that were asked for; empty: its default. The file that all algorithms share may name dpo's own default."""
         named = self.loss_type or ()
         named = (named,) if isinstance(named, str) else named
-        return () if named == (self.method,) else named
+        return () if named == (self.method,) or (named == ("sigmoid",) and self.algorithm != "dpo") else named
 
     @property
     def sequence_length(self) -> tuple[str, int]:
