@@ -64,6 +64,7 @@ def tables(pipeline: Pipeline, done: Sequence[Artifact], answer_chars: int) -> I
         if step.entry.name == "tokenizer.evaluate":
             yield tokenizer_table(made.stats)
     yield from training_table(pipeline, done)
+    yield from preference_table(pipeline, done)
     compared = [made for step, made in zip(pipeline.steps, done, strict=True) if step.entry.name == "eval.compare"]
     for made in compared[-1:]:  # checks between the stages measure what the last one shows together
         stats = in_order(made.stats)
@@ -104,7 +105,7 @@ def training_table(pipeline: Pipeline, done: Sequence[Artifact]) -> Iterator[Tab
     rows = []
     for step, made in zip(pipeline.steps, done, strict=True):
         s = made.stats
-        if "train_loss_last" not in s:
+        if "train_loss_last" not in s or "algorithm" in s:
             continue
         change = f"{s['eval_loss_after'] / s['eval_loss_before'] - 1:+.1%}" if s.get("eval_loss_before") and s.get("eval_loss_after") is not None else ""
         losses = [_number(s.get(k)) for k in ("train_loss_first", "train_loss_last", "eval_loss_before", "eval_loss_after")]
@@ -112,6 +113,22 @@ def training_table(pipeline: Pipeline, done: Sequence[Artifact]) -> Iterator[Tab
     if rows:
         header = ["", "steps", "tokens", "training loss: first", "last", "held-out loss: before", "after", "change", "took"]
         yield Table("Training (nats per token; fine-tuning counts assistant tokens only)", header, rows)
+
+
+def preference_table(pipeline: Pipeline, done: Sequence[Artifact]) -> Iterator[Table]:
+    """Accuracy and margin of each preference training on held-out pairs."""
+    rows = []
+    for step, made in zip(pipeline.steps, done, strict=True):
+        s = made.stats
+        if step.entry.name in ("train.dpo", "train.reward"):
+            measures = [_number(s.get(f"eval_{key}_{when}")) for key in ("accuracy", "margin") for when in ("before", "after")]
+            took = console.human_seconds(s.get("train_seconds", 0.0))
+            rows.append(
+                [step.id, s["algorithm"], f"{s['rows']['kept']:,}", f"{s['steps']:,}", _number(s.get("train_loss_first")), _number(s.get("train_loss_last")), *measures, took]
+            )
+    if rows:
+        header = ["", "method", "pairs", "steps", "training loss: first", "last", "held-out accuracy: before", "after", "margin: before", "after", "took"]
+        yield Table("Preferences (held-out pairs in which the chosen answer gets the larger reward, and by how much)", header, rows)
 
 
 def _number(value: float | None) -> str:

@@ -165,8 +165,9 @@ def training(story: Story) -> Section:
     pieces = story.trainings
     curves = "".join(panel(heading(stage_name(p.stage), f" <small>{escape(p.id)}</small>"), _losses(p)) for p in pieces)
     wrapped = f'<div class="two">{curves}</div>' if len(pieces) > 1 else curves
-    lead = Text("Loss in nats per token, so comparable within one curve only.", "损失单位为每词元 nat，只能在同一条曲线内比较。")
-    return Section("training", Text("Training", "训练"), lead, wrapped + panel(_trained(pieces)) if pieces else "")
+    lead = Text("Loss in nats per token (of preferences: of a pair), so comparable within one curve only.", "损失单位为每词元 nat（偏好学习为每对样本），只能在同一条曲线内比较。")
+    tables = panel(_trained([p for p in pieces if "algorithm" not in p.stats])) + panel(_preferred([p for p in pieces if p.stage in ("train.dpo", "train.reward")]))
+    return Section("training", Text("Training", "训练"), lead, wrapped + tables if pieces else "")
 
 
 def _losses(piece: Piece) -> str:
@@ -189,7 +190,24 @@ def _losses(piece: Piece) -> str:
     return charts.lines(shown, x=Text("step", "步"), y=Text("loss", "损失"), marks=marks if len(marks) > 1 else ())
 
 
+def _preferred(pieces: Sequence[Piece]) -> str:
+    """Held-out accuracy and margin of preference training."""
+    rows = []
+    for p in pieces:
+        s = p.stats
+        names = ("train_loss_first", "train_loss_last", "eval_accuracy_before", "eval_accuracy_after", "eval_margin_before", "eval_margin_after")
+        measures = (f"{s[k]:.3f}" if s.get(k) is not None else "" for k in names)
+        rows.append([both(stage_name(p.stage)), escape(str(s["algorithm"])), f"{s['rows']['kept']:,}", f"{s['steps']:,}", *measures])
+    header: list[Text | str] = [
+        "", Text("method", "方法"), Text("pairs", "样本对"), Text("steps", "步数"), Text("loss: first", "损失：起"), Text("last", "止"),
+        Text("held-out accuracy: before", "留出集正确率：前"), Text("after", "后"), Text("margin: before", "奖励差：前"), Text("after", "后"),
+    ]  # fmt: skip
+    return table(header, rows) if rows else ""
+
+
 def _trained(pieces: Sequence[Piece]) -> str:
+    if not pieces:
+        return ""
     rows = []
     for p in pieces:
         s, seconds = p.stats, float(p.stats.get("train_seconds") or 0)
