@@ -83,5 +83,6 @@ def test_the_search_runs_on_a_cpu_that_is_asked_for(root: Path, tmp_path: Path) 
 
 @needs_library
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_the_search_runs_on_a_gpu(root: Path, tmp_path: Path) -> None:
     _proven(root, tmp_path / "out", "auto")
