@@ -82,3 +82,13 @@ def hub(hub_session: HubServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub
     hub_session.reset()
     yield hub_session
     hub_session.reset()
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `sop infer serve` on a tiny model, one for all tests."""
+    pytest.importorskip("xllamacpp", reason="the extra `serve` is not installed")
+    from tiny_gguf import serving, tiny_gguf
+
+    with serving(tiny_gguf(tmp_path_factory.mktemp("served") / "tiny.gguf")) as address:
+        yield address

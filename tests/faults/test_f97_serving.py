@@ -8,14 +8,13 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from self_model_sop.infer import serve
-from tiny_gguf import KEY, serving, tiny_gguf
+from tiny_gguf import KEY, tiny_gguf
 
 pytest.importorskip("xllamacpp", reason="the extra `serve` is not installed")
 pytest.importorskip("aiohttp")
@@ -24,12 +23,6 @@ openai = pytest.importorskip("openai")
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "你好"}]
 CLIENTS = 64
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tiny_gguf(tmp_path_factory.mktemp("f97") / "tiny.gguf")) as address:
-        yield address
 
 
 def post(address: str, path: str, body: Any, key: str | None = KEY) -> tuple[int, dict[str, Any]]:
@@ -46,8 +39,8 @@ def client(address: str) -> Any:
     return openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0)
 
 
-def test_the_openai_client_works(address: str) -> None:
-    api = client(address)
+def test_the_openai_client_works(served: str) -> None:
+    api = client(served)
     assert [m.id for m in api.models.list()] == ["tiny"]
     whole = api.chat.completions.create(model="tiny", messages=HI, max_tokens=8, temperature=0)
     assert whole.usage.completion_tokens == 8 and whole.choices[0].finish_reason == "length"
@@ -57,14 +50,14 @@ def test_the_openai_client_works(address: str) -> None:
     text = api.completions.create(model="tiny", prompt=["The patient", "高血压"], max_tokens=4, temperature=0)
     assert len(text.choices) == 2
     with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()
+        openai.OpenAI(base_url=f"{served}/v1", api_key="wrong", max_retries=0).models.list()
 
 
-def test_64_streams_at_once_are_those_of_their_clients(address: str) -> None:
+def test_64_streams_at_once_are_those_of_their_clients(served: str) -> None:
     questions = [f"{i} 号病人{'的血压' * (i % 7)}怎么样？" for i in range(CLIENTS)]
 
     async def everyone(at_once: int) -> list[tuple[str, int]]:
-        api = openai.AsyncOpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=120)
+        api = openai.AsyncOpenAI(base_url=f"{served}/v1", api_key=KEY, max_retries=0, timeout=120)
 
         gate = asyncio.Semaphore(at_once)
 
@@ -86,21 +79,21 @@ def test_64_streams_at_once_are_those_of_their_clients(address: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/models", CHAT, COMPLETE])
 @pytest.mark.parametrize("key", [None, "", "wrong", KEY[:-1], KEY + "x", "schlüssel"])
-def test_without_the_key_nothing_is_answered(address: str, path: str, key: str | None) -> None:
+def test_without_the_key_nothing_is_answered(served: str, path: str, key: str | None) -> None:
     method = "GET" if path == "/v1/models" else "POST"
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    request = urllib.request.Request(address + path, data=b"{}" if method == "POST" else None, headers=headers, method=method)
+    request = urllib.request.Request(served + path, data=b"{}" if method == "POST" else None, headers=headers, method=method)
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request, timeout=60)
     assert caught.value.code == 401
 
 
-def test_health_needs_no_key_and_nothing_else_is_there(address: str) -> None:
-    with urllib.request.urlopen(f"{address}/health", timeout=60) as answer:
+def test_health_needs_no_key_and_nothing_else_is_there(served: str) -> None:
+    with urllib.request.urlopen(f"{served}/health", timeout=60) as answer:
         assert json.loads(answer.read())["status"] == "ok"
     for path in ("/slots", "/props", "/metrics", "/lora-adapters", "/tools", "/", "/v1/../slots", "//slots"):
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(urllib.request.Request(address + path, headers={"Authorization": f"Bearer {KEY}"}), timeout=60)
+            urllib.request.urlopen(urllib.request.Request(served + path, headers={"Authorization": f"Bearer {KEY}"}), timeout=60)
         assert caught.value.code == 404, path
 
 
@@ -147,17 +140,17 @@ BAD: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_request_is_the_clients_fault(address: str, name: str) -> None:
-    status, answer = post(address, *BAD[name])
+def test_a_bad_request_is_the_clients_fault(served: str, name: str) -> None:
+    status, answer = post(served, *BAD[name])
     assert status == 400 and answer["error"]["message"], answer
 
 
-def test_a_body_beyond_the_limit_is_not_read(address: str) -> None:
-    assert post(address, CHAT, {"messages": [{"role": "user", "content": "x" * 2_000_000}]})[0] == 413
+def test_a_body_beyond_the_limit_is_not_read(served: str) -> None:
+    assert post(served, CHAT, {"messages": [{"role": "user", "content": "x" * 2_000_000}]})[0] == 413
 
 
-def test_clients_that_leave_take_their_requests_along(address: str) -> None:
-    host, port = address.removeprefix("http://").split(":")
+def test_clients_that_leave_take_their_requests_along(served: str) -> None:
+    host, port = served.removeprefix("http://").split(":")
     body = json.dumps({"messages": HI, "max_tokens": 200, "stream": True, "temperature": 1}).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     for i in range(24):
@@ -166,7 +159,7 @@ def test_clients_that_leave_take_their_requests_along(address: str) -> None:
             if i % 3 == 1:
                 assert b"200 OK" in connection.recv(200)
     started = time.monotonic()
-    assert post(address, CHAT, {"messages": HI, "max_tokens": 2})[0] == 200
+    assert post(served, CHAT, {"messages": HI, "max_tokens": 2})[0] == 200
     assert time.monotonic() - started < 30
 
 
