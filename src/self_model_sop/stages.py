@@ -59,6 +59,7 @@ STAGES: tuple[Entry, ...] = (
     Entry("infer.awq", "quantise to 4 bits by AWQ, calibrated on your text", "config/infer_config/awq.yaml", "inference/quantize/awq_quantize.py"),
     Entry("infer.chat", "talk to a trained model", "config/infer_config/chat.yaml", stage=False),
     Entry("infer.serve", "an OpenAI-compatible API on this machine", "config/infer_config/serve.yaml", stage=False),
+    Entry("infer.vllm", "serve on a GPU through vLLM, after checking the artifact", "config/infer_config/vllm.yaml", stage=False),
     Entry("ops.run", "run a whole pipeline", stage=False),
     Entry("ops.init", "write the configs and the sample data into a folder", stage=False),
     Entry("ops.config", "check or show a configuration", stage=False),
