@@ -124,7 +124,7 @@ def test_the_result_loads_and_answers_nearly_as_its_source(root: Path, done: Any
     ids = torch.arange(3, 400)[None]
     with torch.no_grad():
         a, b = loaded(ids).logits.float(), source(ids).logits
-    assert float((a - b).abs().max()) > 0 and float((a.argmax(-1) == b.argmax(-1)).float().mean()) > 0.5
+    assert not torch.equal(a, b) and float(torch.cosine_similarity(a, b, dim=-1).mean()) > 0.8, "wrong packing would leave nothing alike"
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight, "still tied"
     assert run(gptq.STAGE, settings(root, root / "out")).skipped
 
