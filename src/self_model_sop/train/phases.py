@@ -51,6 +51,7 @@ def run_phases(config: PretrainConfig, prepared: Prepared, work: Path, record: R
                 name_of=prepared.tokens.names, reports=prepared.reports, deepspeed=config.deepspeed, fsdp=config.fsdp,
             )  # fmt: skip
             outcome = {**train(phase, root, record), "name": settings.name, **trainable}
+            del outcome["model"]  # kept as JSON; the model is `wrapped`
             if not last:
                 if ranks.is_main():
                     _keep(wrapped, kept, settings.name, outcome, record)
