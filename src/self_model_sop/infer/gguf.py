@@ -21,7 +21,7 @@ from .parity import Bound, Kind, Parity
 
 DIRECT = ("f32", "f16", "bf16", "q8_0")  # what the converter writes by itself; the rest is the quantiser's
 _KINDS: dict[str, Kind] = {
-    "f32": "f32", "f16": "f16", "bf16": "f16", "q8_0": "q8", "q6_k": "q5", "q5_k_m": "q5", "q5_k_s": "q5", "q5_0": "q5", "q5_1": "q5",
+    "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8", "q6_k": "q5", "q5_k_m": "q5", "q5_k_s": "q5", "q5_0": "q5", "q5_1": "q5",
     "q4_k_m": "q4", "q4_k_s": "q4", "q4_0": "q4", "q4_1": "q4", "iq4_nl": "q4", "iq4_xs": "q4",
     "q3_k_l": "low", "q3_k_m": "low", "q3_k_s": "low", "iq3_m": "low", "iq3_s": "low", "iq3_xs": "low", "iq3_xxs": "low",
     "q2_k": "low", "q2_k_s": "low", "iq2_m": "low", "iq2_s": "low", "iq2_xs": "low", "iq2_xxs": "low",
@@ -95,7 +95,7 @@ def build(run: Run[Config]) -> dict[str, Any]:
     """
     from ..eval.models import open_model
     from ..train import setup
-    from .torch_side import TorchSide, reference_of
+    from .torch_side import TorchSide, new_texts, reference_of
 
     setup.quiet()
     config = run.config
@@ -105,7 +105,7 @@ def build(run: Run[Config]) -> dict[str, Any]:
     scratch.mkdir()
     model, tokenizer = open_model(config.model_path)
     source = TorchSide(model, tokenizer, "source")
-    reference = reference_of(source, config.parity, scratch / "reference", _new_texts(config.model_path, tokenizer))
+    reference = reference_of(source, config.parity, scratch / "reference", new_texts(config.model_path, tokenizer))
     out = run.work / _names(config)[0]
     if config.quantize in DIRECT:
         llama_cpp.convert(converter, config.model_path, out, config.quantize, base_tokenizer=without_new_tokens(config.model_path, scratch), split=config.split_max_size)
@@ -179,21 +179,11 @@ def _compared(run: Run[Config], reference: parity.Reference) -> dict[str, Any]:
     bound: Bound = getattr(config.parity.bounds, _KINDS[config.quantize])
     target = _target(config)
     fix = "nothing was published; a finer --quantize or an --imatrix keeps more, --allow_divergence publishes it with this on record"
-    return parity.enforce(measured, bound, report=run.work / _names(config)[1], failed=target.hidden("parity.failed.json"), allow=config.allow_divergence, fix=fix)
+    return parity.enforce(measured, bound, report=run.work / _names(config)[1], failed=target.hidden(parity.FAILED), allow=config.allow_divergence, fix=fix)
 
 
 def _modelfile(run: Run[Config], file: str, tokenizer: Any) -> None:
     """What `ollama create` reads."""
-
-
-def _new_texts(folder: Path, tokenizer: Any) -> list[str]:
-    """The texts of appended tokens (at most 2,000 of them, evenly): each is a line that must be tokenised alike."""
-    rows = new_rows(folder)
-    if not rows:
-        return []
-    chosen = list(rows)[:: max(1, len(rows) // 2000)]
-    texts = (tokenizer.decode([i]) for i in chosen)
-    return [t for t in texts if t and "\ufffd" not in t]
 
 
 def _weights(folder: Path) -> int:

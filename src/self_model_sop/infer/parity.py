@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from .probes import Probes
 
 REPORT = "parity.json"
-FAILED = ".failed.json"  # hidden files are no part of an artifact
+FAILED = "parity.failed.json"  # as a hidden file beside the artifact: no part of it
 _SHOWN = 3  # texts that are tokenised differently, in the report
-Kind = Literal["f32", "f16", "q8", "q5", "q4", "low"]
+Kind = Literal["f32", "f16", "bf16", "q8", "q5", "q4", "low"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Bounds:
 
     f32: Bound = option(factory=lambda: Bound(kl=1e-5, bits=0.001))
     f16: Bound = option(factory=lambda: Bound(kl=1e-3, bits=0.01))
+    bf16: Bound = option(factory=lambda: Bound(agreement=0.98, kl=5e-3, bits=0.01))
     q8: Bound = option(factory=lambda: Bound(agreement=0.97, kl=0.01, bits=0.02))
     q5: Bound = option(factory=lambda: Bound(agreement=0.85, kl=0.1, bits=0.05))
     q4: Bound = option(factory=lambda: Bound(agreement=0.75, kl=0.3, bits=0.10))

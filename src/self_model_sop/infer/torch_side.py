@@ -123,3 +123,15 @@ def _short(source: TorchSide, texts: Sequence[str], limit: int) -> list[str]:
         else:
             out.append(text)
     return out
+
+
+def new_texts(folder: str | Path, tokenizer: Any) -> list[str]:
+    """The texts of appended tokens (at most 2,000 of them, evenly): each is a line that must be tokenised alike."""
+    from ..train.adapters import new_rows
+
+    rows = new_rows(folder)
+    if not rows:
+        return []
+    chosen = list(rows)[:: max(1, len(rows) // 2000)]
+    texts = (tokenizer.decode([i]) for i in chosen)
+    return [t for t in texts if t and "\ufffd" not in t]

@@ -14,12 +14,16 @@ from ..config import option
 from ..console import note
 from ..errors import SopError
 from ..hub import HubConfig
+from ..infer import parity
+from ..infer.parity import Parity
 from ..stage import Artifact, Run, Stage, stage_main
 from ..tokenizer.settings import local
 from .model import base_of, is_adapter
 
 # Largest relative difference of the logits after the cast that is rounding and nothing else: about 16 units in the last place.
 _CAST_BOUND = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
+_SCRATCH = ".scratch"
+_KINDS: dict[str, parity.Kind] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class MergeConfig:
         ("高血压患者应当按时服药，定期测量血压。", "The quick brown fox jumps over the lazy dog.", "def main(argv):\n    return 0"), "texts that both models are compared on"
     )
     max_new_tokens: int = option(24, "length of the generation check")
+    parity: Parity = option(factory=lambda: Parity(prompts=8, tokens=16, lines=200))
+    allow_divergence: bool = option(False, "publish also what is out of the bounds of parity, with that on record", flag="--allow_divergence")
     huggingface: HubConfig = option(factory=HubConfig)
 
 
@@ -56,7 +62,7 @@ def build(run: Run[MergeConfig]) -> dict[str, Any]:
     model = load_model(config.base_model or base_folder(config.adapter, config.huggingface), config.huggingface, dtype="float32")
     stored = _stored_dtype(model) if config.dtype == "auto" else config.dtype
     batches = _probes(tokenizer, config)
-    merged, wanted, stats = _merged(model, batches, config)
+    reference, merged, wanted, stats = _merged(model, tokenizer, batches, run)
     for parameter in merged.parameters():  # not .to(): buffers such as the rotary frequencies stay fp32, as they will when the model is loaded
         parameter.data = parameter.data.to(getattr(torch, stored))
     after_cast = _difference(_logits(merged, batches), wanted)
@@ -68,26 +74,30 @@ def build(run: Run[MergeConfig]) -> dict[str, Any]:
         if (config.adapter / name).is_file():
             shutil.copyfile(config.adapter / name, run.work / name)
     tokenizer.save_pretrained(run.work)
-    answer = _reloaded(run.work, merged, tokenizer, batches, stored, config)
+    answer, report = _reloaded(run, merged, tokenizer, batches, stored, reference)
     note(f"relative difference of logits: merged to adapter {stats['relative_difference']:.1e}, cast to {stored} {after_cast:.1e}, adapter to base {stats['adapter_effect']:.1e}")
-    return {**stats, "relative_difference_after_cast": after_cast, "dtype": stored, "parameters": setup.count(merged)["total"], "generation": answer}
+    stats |= {"relative_difference_after_cast": after_cast, "dtype": stored, "parameters": setup.count(merged)["total"]}
+    return {**stats, "generation": answer, "parity": parity.numbers(report), "line": parity.line(report)}
 
 
-def _merged(model: Any, batches: Sequence[Any], config: MergeConfig) -> tuple[Any, list[Any], dict[str, Any]]:
-    """(merged model in fp32, logits of base plus adapter, what changed); refuses where the two do not agree."""
+def _merged(model: Any, tokenizer: Any, batches: Sequence[Any], run: Run[MergeConfig]) -> tuple[parity.Reference, Any, list[Any], dict[str, Any]]:
+    """(what base plus adapter say, the merged model in fp32, logits of base plus adapter, what changed); refuses where the two do not agree."""
+    from ..infer.torch_side import TorchSide, new_texts, reference_of
     from .model import put_adapter
 
+    config = run.config
     tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is model.get_input_embeddings().weight
     plain = _logits(model, batches)
     wrapped = put_adapter(model, config.adapter).eval()
     wanted = _logits(wrapped, batches)
+    reference = reference_of(TorchSide(wrapped, tokenizer, "base with adapter"), config.parity, run.work / _SCRATCH, new_texts(config.adapter, tokenizer))
     changes = _merge(wrapped)
     merged = wrapped.merge_and_unload()
     difference = _difference(_logits(merged, batches), wanted)
     _refuse(config, changes, difference)
     if tied and merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight:
         raise SopError("merging broke the tie of input and output embeddings", where=str(config.adapter), fix="please report this", code=errors.BUG)
-    return merged, wanted, {**changes, "relative_difference": difference, "adapter_effect": _difference(wanted, plain), "tied": tied}
+    return reference, merged, wanted, {**changes, "relative_difference": difference, "adapter_effect": _difference(wanted, plain), "tied": tied}
 
 
 def _base(config: MergeConfig) -> str:
@@ -163,19 +173,25 @@ def _refuse(config: MergeConfig, changes: dict[str, Any], difference: float) -> 
         )  # fmt: skip
 
 
-def _reloaded(folder: Path, merged: Any, tokenizer: Any, batches: Sequence[Any], dtype: str, config: MergeConfig) -> dict[str, str]:
-    """Load what was written, compare bit for bit with the model in memory, and let it speak."""
+def _reloaded(run: Run[MergeConfig], merged: Any, tokenizer: Any, batches: Sequence[Any], dtype: str, reference: parity.Reference) -> tuple[dict[str, str], dict[str, Any]]:
+    """Load what was written, compare it bit for bit with the model in memory and through the parity gate with base plus adapter, and let it speak."""
     import torch
 
-    from .model import load_model
+    from ..infer.torch_side import TorchSide
+    from .model import load_model, load_tokenizer
 
+    config, folder = run.config, run.work
     again = load_model(folder, dtype=dtype)
     if _difference(_logits(again, batches), _logits(merged, batches)) > 0:
         raise SopError("the written model answers differently from the one in memory", where=str(folder), fix="check the disk; nothing was published", code=errors.DATA)
+    measured = parity.measure(reference, TorchSide(again, load_tokenizer(folder), "merged"), config.parity.margin)
+    shutil.rmtree(folder / _SCRATCH)
+    bound = getattr(config.parity.bounds, _KINDS[dtype])
+    report = parity.enforce(measured, bound, report=folder / parity.REPORT, failed=_output(config).hidden(parity.FAILED), allow=config.allow_divergence)
     prompt = batches[0][:, : max(batches[0].shape[1] // 2, 1)]
     with torch.no_grad():
         out = again.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=config.max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id or 0)
-    return {"prompt": tokenizer.decode(prompt[0]), "answer": tokenizer.decode(out[0, prompt.shape[1] :])}
+    return {"prompt": tokenizer.decode(prompt[0]), "answer": tokenizer.decode(out[0, prompt.shape[1] :])}, report
 
 
 def _preflight(config: MergeConfig) -> list[tuple[str, str, str]]:
@@ -191,20 +207,20 @@ def _output(config: MergeConfig) -> Target:
 
 
 def _inputs(config: MergeConfig) -> dict[str, Path | None]:
-    return {"adapter": config.adapter, "base": local(_base(config))}
+    return {"adapter": config.adapter, "base": local(_base(config)), "heldout": config.parity.heldout}
 
 
 def _summary(artifact: Artifact) -> list[str]:
     stats = artifact.stats
     changed = f"{stats['changed_layers']} of {stats['layers']} adapted layers changed"
-    return [f"{changed}; merged and adapter logits differ by {stats['relative_difference']:.1e} relative; written as {stats['dtype']}"]
+    return [f"{changed}; merged and adapter logits differ by {stats['relative_difference']:.1e} relative; written as {stats['dtype']}", stats["line"]]
 
 
 def _next(config: MergeConfig) -> str:
     return f"sop infer chat model={config.output_dir}"
 
 
-STAGE = Stage(name="train.merge", version=1, config=MergeConfig, output=_output, build=build, apart=True, inputs=_inputs, preflight=_preflight, summary=_summary, next=_next)
+STAGE = Stage(name="train.merge", version=2, config=MergeConfig, output=_output, build=build, apart=True, inputs=_inputs, preflight=_preflight, summary=_summary, next=_next)
 
 
 def run(config: MergeConfig) -> Artifact:
