@@ -197,7 +197,7 @@ def build(run: Run[Any], quantise: Quantise) -> dict[str, Any]:
 def _enforced(run: Run[Any], measured: dict[str, Any]) -> dict[str, Any]:
     config: Config = run.config
     bound = getattr(config.parity.bounds, KINDS[config.bits])
-    failed = Target(config.output_path).hidden("parity.failed.json")
+    failed = Target(config.output_path).hidden(parity.FAILED)
     fix = "nothing was published; more or other calibration text, a smaller --group_size or --bits 8 keep more, --allow_divergence publishes it with this on record"
     return parity.enforce(measured, bound, report=run.work / parity.REPORT, failed=failed, allow=config.allow_divergence, fix=fix)
 
