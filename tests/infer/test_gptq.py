@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 
 from self_model_sop.config import ConfigError
 from self_model_sop.errors import DATA, ENVIRONMENT, SopError
-from self_model_sop.infer import gptq
-from self_model_sop.infer.quantize import inputs_of_layers
+from self_model_sop.infer import awq, gptq
+from self_model_sop.infer.quantize import half, inputs_of_layers
 from self_model_sop.train.model import load_model, load_tokenizer
 from tiny_models import tiny_qwen
 from tiny_runs import chats, expanded, run, texts
 
+ROOT = Path(__file__).parents[2]
 LIBRARY = importlib.util.find_spec("gptqmodel") is not None and importlib.util.find_spec("optimum") is not None
 needs_library = pytest.mark.skipif(not LIBRARY, reason="gptqmodel is not installed here: pip install 'self-model-sop[quantize]' (its numpy and protobuf differ from the core's)")
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "expansion.json")
@@ -104,6 +105,24 @@ def test_a_missing_library_is_exit_4_with_the_line_that_installs_it(root: Path, 
         run(gptq.STAGE, settings(root, tmp_path / "out"))
     assert caught.value.code == ENVIRONMENT and "self-model-sop[quantize]" in str(caught.value.fix)
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.parametrize("stage", [gptq, awq], ids=["gptq", "awq"])
+def test_the_documented_flags(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    flags = {"--model_path": root / "model", "--output_path": tmp_path / "out", "--bits": 4, "--group_size": 32, "--calib_data": root / "final"}
+    flags |= {"--calib_samples": 16, "--calib_seq_len": 64}
+    given = [str(part) for pair in flags.items() for part in pair]
+    assert stage.main([*given, "--dry-run", f"parity.heldout={root / 'final/pretrain/validation.jsonl'}"]) == 0
+    said = capsys.readouterr().out
+    assert f"{root / 'model'} -> {tmp_path / 'out'}: 4 bits, groups of 32" in said and f"calibrated on 16 x 64 tokens of {root / 'final'}" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_quantised_keeps_16_bits(tmp_path: Path) -> None:
+    for stored, device, wanted in (("float16", "cuda", "float16"), ("float16", "cpu", "bfloat16"), ("bfloat16", "cuda", "bfloat16"), ("float32", "cuda", "bfloat16")):
+        (tmp_path / "config.json").write_text(json.dumps({"dtype": stored}), encoding="utf-8")
+        assert half(tmp_path, device) == wanted
 
 
 # --- for real --------------------------------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def _quantise(config: quantize.Config, folder: Path, samples: list[dict[str, Any
     from gptqmodel import BACKEND, AWQConfig, GPTQModel
 
     settings = AWQConfig(bits=config.bits, group_size=config.group_size, sym=False, offload_to_disk=False, fallback=None)
-    model = GPTQModel.load(str(config.model_path), settings, device=device, dtype=quantize.half(config.model_path), trust_remote_code=False)
+    model = GPTQModel.load(str(config.model_path), settings, device=device, dtype=quantize.half(config.model_path, device), trust_remote_code=False)
     model.quantize(samples, batch_size=1, tokenizer=tokenizer, backend=BACKEND.AWQ_TORCH if device == "cpu" else BACKEND.AUTO)
     model.save(str(folder))
     return list(model.quant_log)

@@ -34,7 +34,7 @@ def _quantise(config: quantize.Config, folder: Path, samples: list[dict[str, Any
     from gptqmodel import GPTQConfig, GPTQModel
 
     settings = GPTQConfig(bits=config.bits, group_size=config.group_size, sym=True, desc_act=False, offload_to_disk=False, fallback=None)
-    model = GPTQModel.load(str(config.model_path), settings, device=device, dtype=quantize.half(config.model_path), trust_remote_code=False)
+    model = GPTQModel.load(str(config.model_path), settings, device=device, dtype=quantize.half(config.model_path, device), trust_remote_code=False)
     model.quantize(samples, batch_size=1, tokenizer=tokenizer)
     model.save(str(folder))
     return list(model.quant_log)

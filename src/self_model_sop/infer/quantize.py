@@ -140,11 +140,10 @@ def device_of(config: Config) -> str:
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def half(folder: Path) -> str:
-    """The dtype in which what is not quantised is written: the source's where that has 16 bits, else bfloat16, which holds any weight that was trained."""
+def half(folder: Path, device: str) -> str:
+    """The dtype of what is not quantised: bfloat16, which holds any weight that was trained; float16 where the source has it and the device multiplies it (CPUs emulate it)."""
     named = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    stored = str(named.get("dtype") or named.get("torch_dtype"))
-    return stored if stored in ("float16", "bfloat16") else "bfloat16"
+    return "float16" if device == "cuda" and (named.get("dtype") or named.get("torch_dtype")) == "float16" else "bfloat16"
 
 
 # --- building ---------------------------------------------------------------------------------------------------------------------------------------
@@ -185,8 +184,8 @@ def build(run: Run[Any], quantise: Quantise) -> dict[str, Any]:
         measured = parity.measure(reference, side, config.parity.margin)
         asked = reference.asked[0]
         answer = tokenizer.decode(side.answers([asked.prompt], len(asked.answer))[0])
-    report = _enforced(run, measured)
     shutil.rmtree(scratch)
+    report = _enforced(run, measured)
     return {
         "bits": config.bits, "group_size": config.group_size, "calibration": chosen.facts, **_layers(run.work, layers),
         "bytes": _weights(run.work), "source_bytes": _weights(config.model_path), "answer": {"prompt": asked.text, "text": answer},
