@@ -50,6 +50,8 @@ STAGES: tuple[Entry, ...] = (
     Entry("train.sft", "supervised fine-tuning", "config/self_model_config/finetune.yaml", "self_model/fine_tuning/train_finetune.py"),
     Entry("train.dpo", "learn preferences: DPO, KTO, ORPO, SimPO", "config/self_model_config/rlhf.yaml", "self_model/rlhf/train_dpo.py"),
     Entry("train.reward", "a reward model from pairs of answers", "config/self_model_config/rlhf.yaml", "self_model/rlhf/train_reward.py"),
+    Entry("train.grpo", "learn from rewards: GRPO, RLOO", "config/self_model_config/rlhf.yaml", "self_model/rlhf/train_grpo.py"),
+    Entry("train.ppo", "learn from rewards with a critic: PPO by verl", "config/self_model_config/rlhf.yaml", "self_model/rlhf/train_ppo.py"),
     Entry("train.merge", "merge an adapter into its base model", "config/self_model_config/merge.yaml", "self_model/merge_lora.py"),
     Entry("train.lint", "show exactly which tokens are trained", "config/self_model_config/finetune.yaml", stage=False),
     Entry("eval.mcq", "multiple-choice questions to several models, with intervals", "config/eval_config/mcq.yaml"),

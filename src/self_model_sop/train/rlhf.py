@@ -72,6 +72,7 @@ class PpoSettings:
     rollout_n: int = option(4, "answers to each prompt; grpo and rloo need at least 2")
     rollout_tp: int = option(1, "GPUs that share one copy of the model while answering")
     actor_lr: float = option(1.0e-6, "learning rate of the policy")
+    critic_lr: float = option(1.0e-5, "learning rate of the critic (ppo)")
     ppo_mini_batch_size: int = option(32, "prompts of one update")
     ppo_micro_batch_size_per_gpu: int = option(2, "answers in one pass of one device")
     kl_loss_coef: float = option(0.001, "weight of the distance to the reference model")
