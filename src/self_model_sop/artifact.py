@@ -66,11 +66,16 @@ def sha256_json(value: Any) -> str:
 
 
 def files_below(path: Path) -> list[Path]:
-    """The regular files of a folder (or the file itself), sorted; hidden ones and manifests are left out."""
+    """The regular files of a folder (or the file itself), sorted; hidden ones, manifests and the card beside a manifest are left out."""
     if path.is_file():
         return [path]
     found = (p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts))
-    return sorted(p for p in found if p.name != "manifest.json" and not p.name.endswith(".manifest.json"))
+    return sorted(p for p in found if p.name != "manifest.json" and not p.name.endswith(".manifest.json") and not _is_card(p))
+
+
+def _is_card(path: Path) -> bool:
+    """A model card is written about an artifact and is no part of it."""
+    return path.name == "README.md" and (path.parent / "manifest.json").is_file()
 
 
 def hash_input(path: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
