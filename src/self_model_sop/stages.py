@@ -67,6 +67,7 @@ STAGES: tuple[Entry, ...] = (
     Entry("ops.config", "check or show a configuration", stage=False),
     Entry("ops.runs", "list and verify artifacts", stage=False),
     Entry("ops.report", "one HTML page about a finished run", stage=False),
+    Entry("ops.card", "the model card of an artifact, from the manifests of its lineage", stage=False),
     Entry("ops.doctor", "what this machine can do, and what is missing", stage=False),
 )
 
