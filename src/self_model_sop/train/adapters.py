@@ -119,6 +119,8 @@ def give_bias(model: Any) -> None:
 
     (Its `weight` the wrapper knows: the trained rows, and with adapters disabled the old ones, as the reference of DPO needs them.)
     """
+    if not hasattr(model, "peft_config"):
+        return
     from peft.utils.other import TrainableTokensWrapper
 
     for module in model.modules():

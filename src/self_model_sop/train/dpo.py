@@ -150,7 +150,7 @@ def _rules(config: RlhfConfig) -> Iterator[rlhf.Finding]:
         yield "ref_model_name_or_path", f"{method} has no reference model", "leave it out"
     if reference_free and config.data.precompute_ref_log_probs:
         yield "data.precompute_ref_log_probs", f"{method} has no reference model", "leave it out"
-    if not reference_free and config.peft.enabled and config.peft.init not in ("default", "gaussian"):
+    if not reference_free and config.peft.enabled and config.peft.init in ("pissa", "olora"):
         yield "peft.init", f"{config.peft.init} changes the base weights, so the model without its adapter is no reference any more", "write init: default"
     if config.trl.get("sync_ref_model") and (config.peft.enabled or config.data.precompute_ref_log_probs):
         yield "trl.sync_ref_model", "needs a reference model of its own", "set peft.enabled: false and data.precompute_ref_log_probs: false"

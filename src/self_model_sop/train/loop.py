@@ -15,6 +15,7 @@ from .. import errors
 from ..console import note
 from ..errors import Interrupted, SopError
 from . import checkpoint, finish, machine, ranks
+from .adapters import give_bias
 from .precision import Precision
 from .record import Record
 from .setup import count
@@ -169,6 +170,7 @@ class Watched:
 
         self.remove_callback(transformers.PrinterCallback)  # type: ignore[attr-defined]
         guard(self.callback_handler.callbacks, self.phase.reports)  # type: ignore[attr-defined]
+        give_bias(self.model)
 
     def create_optimizer(self, *args: Any) -> Any:
         if self.optimizer is None and self.phase.learning_rates:

@@ -86,7 +86,6 @@ def _fed(trainer: Any) -> Any:
         def __init__(self, phase: Phase, args: Any, record: Record, root: Path, **given: Any) -> None:
             self.phase, self.record, self.root = phase, record, root
             super().__init__(model=phase.model, args=args, data_collator=phase.collator, train_dataset=phase.dataset, eval_dataset=phase.evaluate, **given)
-            adapters.give_bias(self.model)
             self.watch()
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
