@@ -191,5 +191,7 @@ def test_out_of_bounds_nothing_is_published_unless_it_is_allowed(root: Path, tmp
     with pytest.raises(SopError, match="does not answer as its source does") as caught:
         run(gptq.STAGE, settings(root, tmp_path / "out", **strict))
     assert caught.value.code == DATA and not [p for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")]
+    refused = json.loads((tmp_path / "out/.parity.failed.json").read_text(encoding="utf-8"))
     allowed = run(gptq.STAGE, settings(root, tmp_path / "out", **strict, allow_divergence=True))
+    assert allowed.stats["parity"]["kl"] == refused["kl"], "the same question, the same answer"
     assert allowed.stats["parity"]["allowed"] and allowed.stats["parity"]["violations"] and (allowed.path / "model.safetensors").is_file()
