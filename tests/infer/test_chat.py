@@ -115,6 +115,33 @@ def test_the_terminal(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(talk.messages) == 2
 
 
+def test_two_models_side_by_side_answer_as_each_would_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = {name: conversation(folder, name) for name in ("qwen", "llama")}
+    both = chat.open_talk(chat.Config(model=str(folder / "qwen"), against=str(folder / "llama"), decoding=Decoding(max_new_tokens=12), device="cpu"))
+    assert isinstance(both, chat.SideBySide) and list(both.conversations) == ["qwen", "llama"]
+    given = lines("你好", "什么是高血压？", "/save " + str(tmp_path / "talk.jsonl"), "/system 你是医生", "再见")
+    chat.talk(both, lambda: next(given))
+    for talk in alone.values():
+        talk.ask("你好")
+        talk.ask("什么是高血压？")
+    rows = [json.loads(line) for line in (tmp_path / "talk.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["model"], row["messages"]) for row in rows] == [(name, talk.messages) for name, talk in alone.items()]
+    shown = capsys.readouterr().out
+    for name, talk in alone.items():
+        assert all(f"[{name}]\n{m['content']}" in shown for m in talk.messages[1::2])
+        talk.reset()
+        talk.system = "你是医生"
+        assert both.conversations[name].messages[-1]["content"] == talk.ask("再见").text
+
+
+def test_one_of_two_that_cannot_answer_does_not_stop_the_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = chat.SideBySide({"small": conversation(folder), "large": conversation(folder, "llama")})
+    both.conversations["large"].model.config.max_position_embeddings = 4096
+    answers = both.ask("长" * 900)
+    assert list(answers) == ["large"] and "error: small" in capsys.readouterr().err
+    assert both.conversations["small"].messages == [] and len(both.conversations["large"].messages) == 2
+
+
 def test_one_question_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     def sop(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "self_model_sop.cli", "infer", "chat", "--device", "cpu", *argv]

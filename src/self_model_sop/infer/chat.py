@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from .. import console, errors
 from ..config import option
@@ -16,6 +17,7 @@ from ..eval.generate import Answer, Decoding, generate
 from ..eval.models import Device, context_length, open_model
 from ..hub import HubConfig, configure
 from ..stage import Verb, guarded, load_for, parse_arguments
+from ..yaml_source import display
 
 HELP = """/reset            start again (the system message stays)
 /system TEXT      set the system message and start again; without TEXT: show it
@@ -29,6 +31,7 @@ class Config:
 
     model: str | None = option(None, "model folder, adapter folder or hub id", path="model", flag="--model")
     adapter: str | None = option(None, "adapter folder to put on the model", path="model", flag="--adapter")
+    against: str | None = option(None, "a second model (or adapter) folder or hub id that answers every turn too, side by side", path="model", flag="--against")
     system: str | None = option(None, "system message", flag="--system")
     prompt: str | None = option(None, "answer this one question, print the answer and end", flag="--prompt")
     template_path: Path | None = option(None, "chat template for models without one of their own", path="input")
@@ -121,6 +124,72 @@ class Conversation:
         return self._cache
 
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What /save writes."""
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        return [{"messages": [*head, *self.messages]}]
+
+
+@dataclass
+class SideBySide:
+    """The same turns to several models, one answer after the other. Each has its own template, its own answers and its own cache."""
+
+    conversations: dict[str, Conversation]
+
+    @property
+    def system(self) -> str | None:
+        return next(iter(self.conversations.values())).system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        for conversation in self.conversations.values():
+            conversation.system = text
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """All turns of all models."""
+        return [message for conversation in self.conversations.values() for message in conversation.messages]
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        for conversation in self.conversations.values():
+            conversation.reset()
+
+    def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> dict[str, Answer]:
+        """Let each model answer, under its name; one that cannot says why, and the others go on."""
+        write, answers = on_text or (lambda piece: None), {}
+        for i, (name, conversation) in enumerate(self.conversations.items()):
+            write(("\n\n" if i else "") + f"[{name}]\n")
+            try:
+                answers[name] = conversation.ask(text, on_text)
+            except SopError as error:
+                console.note(f"error: {name}: {error}")
+        return answers
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What /save writes: a row of each model, with its name."""
+        return [{"model": name, **row} for name, conversation in self.conversations.items() for row in conversation.rows()]
+
+
+Talk: TypeAlias = "Conversation | SideBySide"
+
+
+def open_talk(config: Config) -> Talk:
+    """The conversation with the model, or with both.
+
+    Raises:
+        SopError: where a model or its template is missing.
+    """
+    first = open_conversation(config)
+    if config.against is None:
+        return first
+    sources = [config.adapter or str(config.model), config.against]
+    second = open_conversation(dataclasses.replace(config, model=config.against, adapter=None))
+    short = [Path(source).name for source in sources]
+    names = [display(Path(source)) for source in sources] if short[0] == short[1] else short
+    return SideBySide(dict(zip(names if names[0] != names[1] else [f"{names[0]} 1", f"{names[1]} 2"], (first, second), strict=True)))
+
+
 def open_conversation(config: Config) -> Conversation:
     """Load the model and its template.
 
@@ -144,7 +213,7 @@ def _stream(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def talk(conversation: Conversation, lines: Callable[[], str]) -> None:
+def talk(conversation: Talk, lines: Callable[[], str]) -> None:
     """Read turns and commands from `lines` until /exit or the end of the input."""
     while True:
         try:
@@ -166,7 +235,7 @@ def talk(conversation: Conversation, lines: Callable[[], str]) -> None:
                 console.note(f"error: {error}")
 
 
-def _command(conversation: Conversation, line: str) -> None:
+def _command(conversation: Talk, line: str) -> None:
     name, _, rest = line.partition(" ")
     rest = rest.strip()
     if name == "/reset":
@@ -186,12 +255,11 @@ def _command(conversation: Conversation, line: str) -> None:
         console.note(f"no command {line!r}\n{HELP}")
 
 
-def save(conversation: Conversation, path: Path) -> None:
-    """Append the conversation as one JSON line `{"messages": [...]}`."""
-    head = [{"role": "system", "content": conversation.system}] if conversation.system else []
+def save(conversation: Talk, path: Path) -> None:
+    """Append the conversation as one JSON line `{"messages": [...]}`, one for each model."""
     try:
         with path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps({"messages": [*head, *conversation.messages]}, ensure_ascii=False) + "\n")
+            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in conversation.rows())
     except OSError as error:
         console.note(f"cannot write {path}: {error.strerror}")
         return
@@ -211,12 +279,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, settings = parse_arguments(VERB, list(sys.argv[1:] if argv is None else argv))
         config = load_for(VERB, args.config, settings).config
         configure(config)
-        conversation = open_conversation(config)
+        conversation = open_talk(config)
         if config.prompt is not None:
             conversation.ask(config.prompt, _stream)
             print(flush=True)
             return errors.OK
-        console.note(f"{config.adapter or config.model}: {conversation.renderer.name}; /help shows the commands")
+        for name, one in conversation.conversations.items() if isinstance(conversation, SideBySide) else [(config.adapter or config.model, conversation)]:
+            console.note(f"{name}: {one.renderer.name}")
+        console.note("/help shows the commands")
         interactive = sys.stdin.isatty()
         talk(conversation, lambda: input("> " if interactive else ""))
         return errors.OK
