@@ -24,6 +24,7 @@ EXTRAS = {
     "zh": ("py3langid",),
     "qlora": ("bitsandbytes",),
     "eval": ("lm-eval",),
+    "serve": ("xllamacpp", "aiohttp"),
     "quantize": ("gptqmodel", "optimum"),
 }
 
@@ -181,6 +182,13 @@ def _verl() -> Iterator[Finding]:
     yield Finding("for verl: verl", "ok" if there else "missing", there or "not installed here", fix)
 
 
+def _vllm() -> Iterator[Finding]:
+    from ..infer.vllm import VERSION
+
+    yield from _needs_gpu("vllm")
+    yield from _needs_command("vllm", "vllm", f"uv venv .venv-vllm && uv pip install --python .venv-vllm vllm=={VERSION}; its versions clash with the core's")()
+
+
 def _gguf() -> Iterator[Finding]:
     there = installed("gguf")
     yield Finding("for gguf: the package gguf", "ok" if there else "missing", there or "not installed", "" if there else "pip install self-model-sop")
@@ -194,6 +202,8 @@ PURPOSES: dict[str, Callable[[], Iterator[Finding]]] = {
     "zh": _needs_extra("zh"),
     "qlora": _qlora,
     "eval": _needs_extra("eval"),
+    "serve": _needs_extra("serve"),
+    "vllm": _vllm,
     "quantize": _needs_extra("quantize"),
     "verl": _verl,
     "gguf": _gguf,
