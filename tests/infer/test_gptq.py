@@ -125,6 +125,17 @@ def test_what_is_not_quantised_keeps_16_bits(tmp_path: Path) -> None:
         assert half(tmp_path, device) == wanted
 
 
+@pytest.mark.skipif(LIBRARY, reason="gptqmodel is installed here")
+def test_loading_a_quantised_model_without_the_library_names_the_extra(root: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(root / "model", tmp_path / "model")
+    named = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+    (folder / "config.json").write_text(json.dumps(named), encoding="utf-8")
+    with pytest.raises(SopError, match="package that is not installed") as caught:
+        load_model(folder)
+    assert caught.value.code == ENVIRONMENT and "self-model-sop[quantize]" in str(caught.value.fix)
+
+
 # --- for real --------------------------------------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import SopError
+from ..errors import ENVIRONMENT, SopError
 from ..hub import HubConfig, resolve_model
 
 Kind = Literal["causal", "masked", "seq2seq", "score"]
@@ -49,6 +49,9 @@ def load_model(source: str | Path, hub: HubConfig | None = None, *, kind: Kind =
     except (OSError, ValueError) as error:
         what = f"no {kind} model loads from here: {str(error).splitlines()[0]}"
         raise SopError(what, where=str(source), fix="weights must be safetensors; convert .bin/.pt files first") from error
+    except ImportError as error:  # quantised weights
+        what = f"its weights need a package that is not installed: {str(error).splitlines()[0]}"
+        raise SopError(what, where=str(source), fix="pip install 'self-model-sop[quantize]' in an environment of its own (docs/quantize.md)", code=ENVIRONMENT) from error
     return model.eval()
 
 
