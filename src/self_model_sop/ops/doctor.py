@@ -177,9 +177,23 @@ def _qlora() -> Iterator[Finding]:
 
 def _verl() -> Iterator[Finding]:
     yield from _needs_gpu("verl")
-    there = installed("verl")
-    fix = "" if there else "install verl into an environment of its own; its versions clash with the core's"
-    yield Finding("for verl: verl", "ok" if there else "missing", there or "not installed here", fix)
+    yield Finding("for verl: its environment", *_environment("SOP_VERL_PYTHON", "verl", "envs/verl.txt", ".venv-verl"))
+
+
+def _environment(variable: str, package: str, requirements: str, folder: str) -> tuple[str, str, str]:
+    """(state, found, fix) of an environment of its own: the package in the Python that a variable names."""
+    import subprocess
+
+    make = f"uv venv {folder} --python 3.12 && uv pip install --python {folder}/bin/python -r {requirements} && export {variable}=$PWD/{folder}/bin/python"
+    named = os.environ.get(variable)
+    if not named:
+        return "missing", f"{variable} is not set; its versions clash with the core's, so it has an environment of its own", make
+    asked = f"from importlib.metadata import version; print(version({package!r}))"
+    try:
+        done = subprocess.run([named, "-I", "-c", asked], capture_output=True, text=True, timeout=60, check=False)
+    except OSError as error:
+        return "missing", f"{variable}={named}: {error.strerror}", make
+    return ("ok", f"{package} {done.stdout.strip()} ({named})", "") if done.returncode == 0 else ("missing", f"no {package} in {named}", make)
 
 
 def _vllm() -> Iterator[Finding]:
