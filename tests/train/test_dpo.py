@@ -16,6 +16,8 @@ from self_model_sop.artifact import sha256_file
 from self_model_sop.config import ConfigError
 from self_model_sop.data.formats import RowError
 from self_model_sop.errors import DATA, SopError
+from self_model_sop.ops import summary
+from self_model_sop.ops.pipeline import load_pipeline
 from self_model_sop.stage import load_for
 from self_model_sop.train import pairs
 from self_model_sop.train.dpo import STAGE
@@ -275,6 +277,21 @@ def test_a_loss_that_is_not_finite_names_its_pairs(root: Path) -> None:
 def test_the_plan_counts_pairs_and_tells_of_the_reference(root: Path) -> None:
     text = "\n".join(STAGE.plan(load_for(STAGE, None, settings(**pair_settings(root, root / "out" / "plan", peft__enabled=False))).config))
     assert "32 pairs, a step takes 4" in text and "6 steps" in text and "a second model stands in memory" in text
+
+
+def test_a_pipeline_tells_of_preferences(root: Path, tmp_path: Path) -> None:
+    """Its summary and its report, out of the manifests."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "small.yaml").write_text("name: small\nroot: runs\nstages:\n  - dpo: {stage: train.dpo}\n", encoding="utf-8")
+    given = [f"dpo.{s.key}={json.dumps(s.value)}" for s in settings(**pair_settings(root, tmp_path / "runs" / "dpo"))]
+    pipeline = load_pipeline(tmp_path / "config" / "small.yaml", given)
+    done = STAGE.run(pipeline.steps[0].config)
+    summary.conclude(pipeline, [done], 1.0)
+    text = (tmp_path / "runs" / "summary.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| dpo | dpo |"))
+    assert f"| {done.stats['eval_accuracy_after']:.3f} |" in row and "nats per token" not in text
+    page = (tmp_path / "runs" / "report.html").read_text(encoding="utf-8")
+    assert "held-out accuracy: before" in page and f"{done.stats['eval_margin_after']:.3f}" in page
 
 
 # --- stopping and resuming -------------------------------------------------------------------------------------------------------------------
