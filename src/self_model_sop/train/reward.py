@@ -45,10 +45,10 @@ def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
     )  # fmt: skip
     outcome = train(phase, work / "checkpoints", record)
     model, counts = outcome["model"], told(outcome["model"], prepared.rows)
-    merges = config.peft.enabled and config.merge and not outcome["saved"]
+    merges = config.peft.enabled and config.merge and not (outcome["saved"] or config.peft.qlora)  # nothing merges into 4 bits without loss
     after: Any = scores(model, prepared, size) if measures else None
     if merges:
-        model = _merged(model, prepared, after, size)
+        model = _merged(model, prepared)
     stats = finish.stats(record, outcome, prepared.precision) | {
         "algorithm": "reward", **(_preferences(before, after) if measures else {}),
         "rows": corpus.counts(prepared.pairs.meta), "eval_rows": corpus.counts(prepared.held_out.meta) if prepared.held_out else None,
@@ -72,21 +72,31 @@ def scores(model: Any, prepared: Prepared, size: int) -> list[list[float]]:
     return alignment.measured(model, prepared, size, lambda model, ids, mask, _: model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0].float())
 
 
-def _merged(model: Any, prepared: Prepared, wanted: Sequence[Sequence[float]] | None, size: int) -> Any:
-    """The model with its adapter merged in, proven on the held-out pairs where there are any.
+def _merged(model: Any, prepared: Prepared) -> Any:
+    """The model with its adapter merged in, proven in fp32 on a few pairs.
 
     Raises:
         SopError: where it scores differently (exit 3).
     """
+    rows = (prepared.held_out or prepared.pairs).dataset
+    texts = [row["prompt_ids"] + row[f"{part}_ids"] for row in rows.select(range(min(len(rows), 4))) for part in ("chosen", "rejected")]
+    model = model.float()  # on a GPU the frozen weights may be bf16
+    wanted = _one_by_one(model, texts)
     merged = model.merge_and_unload()
-    if wanted is not None and prepared.precision.mode == "fp32":
-        found = scores(merged, prepared, size)
-        largest = max(abs(score) for pair in wanted for score in pair)
-        difference = max(abs(a - b) for one, other in zip(found, wanted, strict=True) for a, b in zip(one, other, strict=True))
-        if difference > _MERGED_BOUND * max(largest, 1.0):
-            what = f"the merged reward model scores differently from model and adapter (by {difference:.2g})"
-            raise SopError(what, fix="write merge: false to keep the adapter apart, and please report this", code=errors.DATA)
+    difference = max(abs(a - b) for a, b in zip(_one_by_one(merged, texts), wanted, strict=True))
+    if not difference <= _MERGED_BOUND * max(1.0, *map(abs, wanted)):
+        what = f"the merged reward model scores differently from model and adapter (by {difference:.2g})"
+        raise SopError(what, fix="write merge: false to keep the adapter apart, and please report this", code=errors.DATA)
     return merged
+
+
+def _one_by_one(model: Any, texts: Sequence[list[int]]) -> list[float]:
+    import torch
+
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        return [float(model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, 0]) for ids in texts]
 
 
 def _preferences(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -135,10 +145,11 @@ class Judge:
 
 def _closed(renderer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Ids of a conversation up to and with the end marker of its last answer: what the reward model was trained on."""
-    learned = [i for i, on in enumerate(renderer.render(messages).supervised) if on]
+    rendered = renderer.render(messages)
+    learned = [i for i, on in enumerate(rendered.supervised) if on]
     if messages[-1]["role"] != "assistant" or not learned:
         raise SopError("a reward model judges answers: the conversation must end with an assistant turn", code=errors.DATA)
-    return list(renderer.render(messages).ids[: learned[-1] + 1])
+    return list(rendered.ids[: learned[-1] + 1])
 
 
 def load_judge(source: str | Path, hub: HubConfig | None = None, *, dtype: str = "float32") -> Judge:

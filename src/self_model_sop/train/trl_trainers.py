@@ -85,7 +85,10 @@ def _fed(trainer: Any) -> Any:
 
         def __init__(self, phase: Phase, args: Any, record: Record, root: Path, **given: Any) -> None:
             self.phase, self.record, self.root = phase, record, root
-            super().__init__(model=phase.model, args=args, data_collator=phase.collator, train_dataset=phase.dataset, eval_dataset=phase.evaluate, **given)
+            data = {"train_dataset": phase.dataset, "eval_dataset": phase.evaluate}
+            if hasattr(trainer, "tokenize_row"):  # the older trainers map the rows of a dataset whatever is in them
+                data = {key: _still()(rows.data) if rows is not None else None for key, rows in data.items()}
+            super().__init__(model=phase.model, args=args, data_collator=phase.collator, **data, **given)
             self.watch()
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
@@ -94,9 +97,6 @@ def _fed(trainer: Any) -> Any:
         def _precompute_ref_logps(self, *args: Any, **options: Any) -> Any:
             adapters.give_bias(self.model)  # this happens while the trainer is made
             return super()._precompute_ref_logps(*args, **options)
-
-        def tokenize_row(self, feature: Mapping[str, Any], model: Any = None) -> dict[str, Any]:
-            return _as_columns(feature)
 
         def _prepare_inputs(self, inputs: dict[str, Any]) -> Any:
             inputs.pop("examples", None)
@@ -114,6 +114,19 @@ def _fed(trainer: Any) -> Any:
             return examples
 
     return Fed
+
+
+@functools.cache
+def _still() -> Any:
+    import datasets
+
+    class Still(datasets.Dataset):  # type: ignore[misc]
+        """Rows of token ids: who would tokenise them gets them as they are."""
+
+        def map(self, *_: Any, **__: Any) -> Any:
+            return self
+
+    return Still
 
 
 def _as_columns(pair: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,8 +161,9 @@ class Numbered:
     def _fields(self, item: Mapping[str, Any]) -> dict[str, Any]:
         if self.method == "reward":  # a judge reads prompt and answer as one text
             return {"chosen_ids": [*item["prompt_ids"], *item["chosen_ids"]], "rejected_ids": [*item["prompt_ids"], *item["rejected_ids"]]}
-        left_out = ("example",) if self.method not in ("orpo", "simpo") else ("example", "prompt_ids", "chosen_ids", "rejected_ids")
-        return {k: v for k, v in item.items() if k not in left_out}
+        if self.method in ("orpo", "simpo"):
+            return _as_columns(item)
+        return {k: v for k, v in item.items() if k != "example"}
 
     @functools.cached_property
     def _collate(self) -> Any:
