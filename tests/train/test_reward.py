@@ -14,6 +14,7 @@ from self_model_sop.artifact import sha256_file
 from self_model_sop.config import ConfigError
 from self_model_sop.errors import DATA, SopError
 from self_model_sop.stage import load_for
+from self_model_sop.train import merge
 from self_model_sop.train.model import load_tokenizer
 from self_model_sop.train.reward import STAGE, load_judge
 from self_model_sop.train.template import renderer_for
@@ -112,6 +113,8 @@ def test_other_libraries_load_it(done: Any) -> None:
 def test_an_adapter_apart_scores_as_the_merged_model(root: Path, done: Any) -> None:
     apart = run(STAGE, _values(root, "apart", training_args__max_steps=12, training_args__eval_strategy="steps", training_args__eval_steps=12, merge=False))
     assert (apart.path / "adapter_config.json").is_file() and not (apart.path / "config.json").exists() and not (done.path / "adapter_config.json").exists()
+    with pytest.raises(ConfigError, match="the adapter of a reward model"):
+        load_for(merge.STAGE, None, settings(adapter=apart.path, output_dir=root / "out" / "lost"))
     assert load_judge(apart.path).score(_answers(GOOD, BAD)) == pytest.approx(load_judge(done.path).score(_answers(GOOD, BAD)), abs=1e-4)
 
 

@@ -19,6 +19,7 @@ from ..infer.parity import Parity
 from ..stage import Artifact, Run, Stage, stage_main
 from ..tokenizer.settings import local
 from .model import base_of, is_adapter
+from .preflight import read_json
 
 # Largest relative difference of the logits after the cast that is rounding and nothing else: about 16 units in the last place.
 _CAST_BOUND = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
@@ -197,6 +198,8 @@ def _reloaded(run: Run[MergeConfig], merged: Any, tokenizer: Any, batches: Seque
 def _preflight(config: MergeConfig) -> list[tuple[str, str, str]]:
     if config.adapter.is_dir() and not is_adapter(config.adapter):
         return [("adapter", "this folder holds no adapter", "point to the output of `sop train sft` with peft.enabled: true")]
+    if (read_json(config.adapter, "adapter_config.json") or {}).get("task_type") == "SEQ_CLS":
+        return [("adapter", "this is the adapter of a reward model, whose head this command would lose", "train it with merge: true, which merges it itself")]
     if config.tolerance <= 0:
         return [("tolerance", "must be above 0", "")]
     return []
