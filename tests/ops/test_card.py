@@ -48,6 +48,7 @@ def run(tmp_path: Path) -> Path:
     (raw / "a.jsonl").write_text('{"text": "患者电话 13800138000"}\n', encoding="utf-8")
     (raw / "README.md").write_text("License: CC BY 4.0\n", encoding="utf-8")
     root = tmp_path / "project"
+    (root / "config").mkdir(parents=True)
     qwen = {"source": "Qwen/Qwen2.5-0.5B-Instruct", "commit": "c" * 40, "kind": "causal", "architecture": "Qwen2ForCausalLM", "parameters": 1000}
     base = made(root / "models/base", "data.model", {}, qwen, {"config.json": "{}"})
     made(root / "data/fetch_data", "data.fetch", {"dataset": raw}, {"source": str(raw), "total": 1, "kept": 1}, {"pretrain/corpus__train.jsonl": "{}\n"}, group="corpus", day=2)
@@ -60,7 +61,7 @@ def run(tmp_path: Path) -> Path:
     model = made(root / "self_model/checkpoints/m", "train.sft", inputs, stats, files, day=4, config=settings)
     bits = {"ours": {"domain": {"bits_per_byte": 1.25, "bytes": 100}}, "other": {"domain": {"bits_per_byte": 9.0, "bytes": 100}}}
     exams = {"ours": {"health": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "total": 100}}}
-    made(root / "eval", "eval.compare", {"model ours": model, "model other": raw}, {"bits": bits, "exams": exams}, {"results.json": "{}"}, day=5)
+    made(root / "runs/compare", "eval.compare", {"model ours": model, "model other": raw}, {"bits": bits, "exams": exams}, {"results.json": "{}"}, day=5)
     return root
 
 
@@ -77,6 +78,11 @@ def test_the_card_tells_the_whole_story(run: Path) -> None:
     ):  # fmt: skip
         assert words in text, words
     assert "9.0000" not in text, "another model's result"
+    (run / "measured" / "later").mkdir(parents=True)
+    shutil.move(run / "runs/compare", run / "measured" / "later" / "eval")
+    assert "1.2500 (100 bytes)" not in written(run / "self_model/checkpoints/m")
+    assert card.main([str(run / "self_model/checkpoints/m"), "--evaluations", str(run / "measured")]) == OK
+    assert "1.2500 (100 bytes)" in (run / "self_model/checkpoints/m/README.md").read_text(encoding="utf-8")
     assert [s.stage for s in lineage(run / "self_model/checkpoints/m")] == ["data.model", "data.fetch", "data.process", "train.sft"]
 
 
@@ -117,7 +123,7 @@ def test_what_is_not_known_is_said(run: Path, capsys: pytest.CaptureFixture[str]
     text = written(folder)
     assert "the licence of Qwen/Qwen2.5-0.5B-Instruct" in text.split("## Not known")[1]
     (run / "data/final/pretrain/train.jsonl").write_text("{}\n{}\n", encoding="utf-8")
-    shutil.rmtree(run / "eval")
+    shutil.rmtree(run / "runs/compare")
     assert card.main([str(folder), "--check"]) == DATA
     assert "not the one that the manifests give" in capsys.readouterr().err
     unknown = written(folder).split("## Not known")[1]
@@ -150,6 +156,6 @@ def test_what_has_no_manifest_has_no_card(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(SopError, match="no manifest says what this is"):
         lineage(tmp_path / "x")
-    (tmp_path / "x" / "manifest.json").write_text(json.dumps({"schema": 99, "outputs": []}))
+    (tmp_path / "x" / "manifest.json").write_text(json.dumps({"schema": 99, "stage": "x", "outputs": []}))
     with pytest.raises(SopError, match="newer version"):
         lineage(tmp_path / "x")

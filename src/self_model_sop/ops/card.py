@@ -7,7 +7,6 @@ The same manifests give the same bytes. No path of a machine and no secret gets 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import yaml
 
 from .. import console, errors
 from ..artifact import Target, content_hash, differences, hash_input, write_atomic
+from ..config import project_root
 from ..errors import DATA, SopError
 from ..redact import redact, redact_tree
 from ..stage import guarded
@@ -53,9 +53,10 @@ class Licence:
 class Card:
     """The text of one card."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, evaluations: Sequence[Path] = ()) -> None:
         self.steps = lineage(path)
         self.target = self.steps[-1]
+        self.evaluations = evaluations
         self.unknown: list[str] = []
 
     def text(self) -> str:
@@ -247,10 +248,9 @@ class Card:
         yield from _table(("model", "set", "measure", "value"), rows)
 
     def _measured(self) -> Iterator[tuple[str, str, str, str]]:
-        """Rows of the evaluations, near the artifact, that measured it or what it was made of; of a file of weights, its source."""
-        places = {s.found.target.folder.absolute(): s.name for s in self.steps}
-        root = Path(os.path.commonpath([*places]))
-        for item in [f for f in runs.find(root) if f.manifest and f.manifest["stage"].startswith("eval.")]:
+        """Rows of the evaluations that measured it or what it was made of."""
+        places = {s.found.target.folder.absolute(): s.name for s in self.steps if s.found.target.group is None}
+        for item in self._near():
             assert item.manifest is not None
             names = {}
             for label, entry in item.manifest["inputs"].items():
@@ -263,6 +263,17 @@ class Card:
                     yield place, name, "bits per byte", f"{bits['bits_per_byte']:.4f} ({_number(bits.get('bytes'))} bytes)"
                 for name, exam in sorted((stats.get("exams") or {}).get(model, {}).items()):
                     yield place, name, "accuracy", f"{exam['accuracy']:.1%} [{exam['low']:.1%}, {exam['high']:.1%}] of {_number(exam.get('total'))}"
+
+    def _near(self) -> list[runs.Found]:
+        """Evaluations beside the artifacts of the lineage, in the project's runs/, and below the folders that were named."""
+        found = {f.target.manifest.absolute(): f for folder in self.evaluations for f in runs.find(folder) if f.manifest}
+        folders = [s.found.target.folder.absolute() for s in self.steps]
+        for beside in sorted({*(folder.parent for folder in folders), *(project_root(folder) / "runs" for folder in folders)}):
+            for file in sorted(beside.glob("*/manifest.json")):
+                manifest = runs.read_ours(file)
+                if manifest:
+                    found.setdefault(file, runs.Found(Target(file.parent), manifest))
+        return sorted((f for f in found.values() if f.manifest and f.manifest["stage"].startswith("eval.")), key=lambda f: str(f.target))
 
     def _parity(self) -> Iterator[str]:
         rows = []
@@ -339,13 +350,13 @@ def _clean(text: str, places: Sequence[str]) -> str:
 # --- the command --------------------------------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, output: Path | None = None) -> Path:
-    """Write the card; returns where it is.
+def write(path: Path, output: Path | None = None, evaluations: Sequence[Path] = ()) -> Path:
+    """Write the card; returns where it is. `evaluations`: folders in which to look for measurements, beside the usual ones.
 
     Raises:
         SopError: where a file that this command did not write stands there.
     """
-    card = Card(path)
+    card = Card(path, evaluations)
     target = output or _default(card.target.found.target)
     if target.exists() and MARK not in target.read_text(encoding="utf-8", errors="replace"):
         raise SopError("a file that `sop card` did not write is here", where=display(target), fix="move it, or choose another with -o")
@@ -364,26 +375,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = argparse.ArgumentParser(prog="sop card", description="write the model card of an artifact from the manifests of its lineage", allow_abbrev=False)
         parser.add_argument("path", type=Path, help="folder of a model (or of any artifact), or a file that belongs to one")
         parser.add_argument("-o", "--output", type=Path, help="the card; default: README.md in the artifact's folder")
+        parser.add_argument("--evaluations", type=Path, nargs="+", default=[], metavar="FOLDER", help="where evaluations of it lie, where that is not beside the artifacts")
         parser.add_argument("--check", action="store_true", help="write nothing; exit 3 where the card there is not the one that the manifests give")
         args = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
         if not args.path.exists():
             raise SopError("no such file or folder", where=display(args.path))
         if args.check:
-            return check(args.path, args.output)
-        card = write(args.path, args.output)
+            return check(args.path, args.output, args.evaluations)
+        card = write(args.path, args.output, args.evaluations)
         console.say(f"{display(card)}: {len(lineage(args.path))} artifacts in its lineage")
         return errors.OK
 
     return guarded(work)
 
 
-def check(path: Path, output: Path | None = None) -> int:
+def check(path: Path, output: Path | None = None, evaluations: Sequence[Path] = ()) -> int:
     """Whether the card there is the one that the manifests give.
 
     Raises:
         SopError: where there is none, or another (exit code 3).
     """
-    card = Card(path)
+    card = Card(path, evaluations)
     target = output or _default(card.target.found.target)
     there = target.read_text(encoding="utf-8") if target.exists() else None
     if there != card.text():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifact import Target, hash_input, read_manifest
+from ..artifact import Target, hash_input
 from ..errors import DATA, SopError
 from ..yaml_source import display
 from . import runs
@@ -81,7 +81,7 @@ def owners(path: Path) -> list[runs.Found]:
         found = []
         for file in sorted(folder.glob("*manifest.json")) if folder.is_dir() else ():
             group = file.name.removesuffix("manifest.json").rstrip(".") or None
-            manifest = read_manifest(file)
+            manifest = runs.read_ours(file)
             if manifest and any((folder / o["path"]).is_relative_to(path) for o in manifest["outputs"]):
                 found.append(runs.Found(Target(folder, group), manifest))
         if found:

@@ -62,7 +62,7 @@ def find(folder: Path) -> list[Found]:
         here = Path(parent)
         for name in sorted(files):
             if name == "manifest.json" or name.endswith(".manifest.json"):
-                manifest = _read(here / name)
+                manifest = read_ours(here / name)
                 if manifest:
                     found.append(Found(Target(here, name.removesuffix("manifest.json").rstrip(".") or None), manifest))
         found += [Found(target, None) for target in _torn(here, files, folders)]
@@ -70,7 +70,7 @@ def find(folder: Path) -> list[Found]:
     return sorted(found, key=lambda f: (f.manifest or {}).get("started", ""))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_ours(path: Path) -> dict[str, Any] | None:
     """The manifest, or None where the file belongs to some other program."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
