@@ -83,7 +83,9 @@ def test_the_card_tells_the_whole_story(run: Path) -> None:
     assert "1.2500 (100 bytes)" not in written(run / "self_model/checkpoints/m")
     assert card.main([str(run / "self_model/checkpoints/m"), "--evaluations", str(run / "measured")]) == OK
     assert "1.2500 (100 bytes)" in (run / "self_model/checkpoints/m/README.md").read_text(encoding="utf-8")
-    assert [s.stage for s in lineage(run / "self_model/checkpoints/m")] == ["data.model", "data.fetch", "data.process", "train.sft"]
+    steps = lineage(run / "self_model/checkpoints/m")
+    assert [s.name for s in steps] == ["base", "corpus", "final", "m"]
+    assert [s.stage for s in steps] == ["data.model", "data.fetch", "data.process", "train.sft"]
 
 
 def test_the_front_matter_is_read_by_the_hub_client(run: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,11 +49,20 @@ def lineage(path: Path) -> list[Step]:
     steps: dict[Path, Step] = {}
     last = _follow(own[0], steps)
     rest = sorted((s for s in steps.values() if s is not last), key=lambda s: (s.manifest["started"], str(s.found.target)))
-    root = Path(os.path.commonpath([s.found.target.folder.absolute() for s in steps.values()]))
-    for step in steps.values():
-        place = step.found.target.folder.absolute().relative_to(root)
-        step.name = "/".join(part for part in (*place.parts, step.found.target.group) if part) or root.name
+    _name([*rest, last])
     return [*rest, last]
+
+
+def _name(steps: list[Step]) -> None:
+    """Name each by the end of its place, no longer than it takes to tell them apart: the rest is a machine's affair."""
+    places = {id(s): [p for p in (*s.found.target.folder.absolute().parts[1:], s.found.target.group) if p] for s in steps}
+    unnamed, depth = steps, 1
+    while unnamed:
+        for step in unnamed:
+            step.name = "/".join(places[id(step)][-depth:])
+        taken = [s.name for s in steps]
+        unnamed = [s for s in unnamed if taken.count(s.name) > 1 and depth < len(places[id(s)])]
+        depth += 1
 
 
 def _follow(found: runs.Found, steps: dict[Path, Step]) -> Step:
