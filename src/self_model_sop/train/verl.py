@@ -252,14 +252,16 @@ def build(run: Run[RlhfConfig]) -> dict[str, Any]:
         Interrupted: stopped by a signal; verl resumes from its last checkpoint.
     """
     from . import finish
+    from .alignment import located
 
-    config, work = run.config, run.work
-    interpreter = ready(config)
+    work, named = run.work, run.config.model_name_or_path
+    interpreter = ready(run.config)
+    config, commit = located(run.config)
     done = finish.already(work)
     if done is None:
         made, rows, lint = write(config, interpreter, work)
         _call(command(interpreter, work), work)
-        steps = _collect(config, interpreter, work)
+        steps = _collect(interpreter, work, named, commit)
         done = {"algorithm": config.algorithm, "engine": "verl", "verl": made.version, "validated": made.validated, "steps": steps, "rows": rows, "reward_lint": lint}
         finish.seal(work, done)
     if not config.keep_checkpoints:
@@ -359,7 +361,7 @@ def _call(words: Sequence[str], work: Path) -> None:
         raise SopError(what, where=str(work / LOG), fix="the same command resumes from its last checkpoint", code=errors.ENVIRONMENT)
 
 
-def _collect(config: RlhfConfig, interpreter: Path, work: Path) -> int:
+def _collect(interpreter: Path, work: Path, base: str, commit: str | None) -> int:
     """Take the last checkpoint as the result: verl's own merger turns its shards into a model (with LoRA: an adapter); answers the step.
 
     Raises:
@@ -380,6 +382,6 @@ def _collect(config: RlhfConfig, interpreter: Path, work: Path) -> int:
     if adapter.is_dir():
         for path in merged.glob("*token*"):
             path.replace(work / path.name)
-        name_base(work, config.model_name_or_path, None)
+        name_base(work, base, commit)
     shutil.rmtree(merged)
     return int(found[-1].parent.name.rpartition("_")[2])

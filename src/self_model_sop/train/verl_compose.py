@@ -105,9 +105,10 @@ def validate(config: Any) -> tuple[str, str]:
         told = "yes, but for the rank of LoRA, for which it asks vLLM, which is not installed"
     try:
         check(config=config, use_reference_policy=needs.need_reference_policy(config), use_critic=needs.need_critic(config))
-    except (ImportError, OSError) as error:
-        return f"not run: {type(error).__name__}: {error}", ""
     except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, (ImportError, OSError)):  # a package that is not there, or a hub that does not answer: nothing is said about the configuration
+            return f"not run: {type(cause).__name__}: {str(cause).splitlines()[0]}", ""
         return "no", f"{type(error).__name__}: {error}"
     return told, ""
 
