@@ -27,7 +27,7 @@ from self_model_sop.train.template import renderer_for
 from self_model_sop.train.trl_trainers import unpaired
 from tiny_models import tiny_llama, tiny_qwen
 from tiny_preferences import BAD, GOOD, pair_settings, preferences, read
-from tiny_runs import Process, expanded, losses, rows, run, settings, steps_logged
+from tiny_runs import Process, expanded, losses, rows, run, settings, steps_logged, torchrun
 
 END = "<|im_end|>"
 
@@ -313,3 +313,11 @@ def test_a_stopped_training_ends_as_an_uninterrupted_one(root: Path, tmp_path: P
     assert sha256_file(out / "adapter_model.safetensors") == sha256_file(whole.path / "adapter_model.safetensors")
     assert losses(out) == losses(whole.path) and not list(out.glob(".*"))
     shutil.rmtree(out)
+
+
+@pytest.mark.exhaustive
+def test_two_processes_train_as_one(root: Path) -> None:
+    alone = _run(root, "alone")
+    done = torchrun(root, "train dpo", pair_settings(root, root / "out" / "two", training_args__per_device_train_batch_size=2))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(root / "out" / "two") == pytest.approx(losses(alone.path), abs=1e-5)
