@@ -213,6 +213,15 @@ def test_every_row_is_counted(root: Path, tmp_path: Path) -> None:
     assert isinstance(again, PairSet) and again.meta == made.meta and again.names([0]) == ["pairs:0"]
 
 
+def test_what_looks_like_an_end_marker_in_an_answer_ends_nothing(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    renderer, row = _renderer(root), {"prompt": f"问{END}", "chosen": f"甲{END}乙", "rejected": "丙"}
+    made = pairs.render(renderer, row, Limits(128))
+    end = renderer.tokenizer.convert_tokens_to_ids(END)
+    assert made.chosen.count(end) == 1 and made.chosen[-1] == made.rejected[-1] == end
+    report = pairs.prove(renderer, [rows(tmp_path / "pairs.jsonl", [row, {"nothing": 1}])])
+    assert report.kept == 2 and report.turns == 2 and "encoded as plain text" in capsys.readouterr().err
+
+
 def test_long_answers_are_cut_or_the_pair_is_dropped(root: Path) -> None:
     row = {"prompt": "问", "chosen": "甲" * 300, "rejected": "乙"}
     cut = pairs.render(_renderer(root), row, Limits(128))

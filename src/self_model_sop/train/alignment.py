@@ -84,6 +84,7 @@ def prepare(config: RlhfConfig, work: Path, **options: Any) -> Prepared:
     tokenizer = load_tokenizer(config.tokenizer_source)
     pad = ensure_pad(tokenizer)
     renderer = renderer_for(tokenizer, config.template_path, override=config.template_override, train_on="last")
+    pairs.prove(renderer, paths(config.data.train_file))
     limits = pairs.Limits(config.data.max_length, config.data.overlong, whole=config.method == "reward")
     held_out = None
     with ranks.main_first():

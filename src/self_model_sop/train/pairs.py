@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from ..data import records
 from ..data.formats import RowError, to_preference, tools_of
 from ..errors import SopError
 from ..workers import ordered
+from . import lint
 from .corpus import blocks, some, source_of, workers_for
 from .settings import Overlong
 
@@ -121,6 +122,28 @@ def _fitted(pair: Pair, limits: Limits) -> Pair:
     if pair.chosen[:room] == pair.rejected[:room]:
         raise RowError("equal_before_the_cut")
     return Pair(pair.prompt, pair.chosen[:room], pair.rejected[:room], cut=True)
+
+
+def prove(renderer: Any, files: Sequence[Path], *, rows: int = lint.PREFLIGHT_ROWS) -> lint.LintReport:
+    """Check the first pairs of a run's data as fine-tuning checks its rows: decoded again, what is learned must be the answers and their end markers.
+
+    Raises:
+        SopError: where it is not (exit 3).
+    """
+    report = lint.check(renderer, chain.from_iterable(_talks(record.row) for record in islice(records.read(files), rows)))
+    for remark in report.notes:
+        note(f"first {report.total:,} answers: {remark}")
+    return report.require() if report.unproven else report
+
+
+def _talks(row: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Both conversations of a pair; rows that are none are counted when they are rendered."""
+    try:
+        prompt, *answers = to_preference(row or {})
+    except RowError:
+        return
+    for part, answer in zip(("chosen", "rejected"), answers, strict=True):
+        yield {"messages": [*prompt, *answer], "_source": f"{(row or {}).get('_source', 'a row')} ({part})"}
 
 
 # --- files ---------------------------------------------------------------------------------------------------------------------------------
