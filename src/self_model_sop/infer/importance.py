@@ -29,9 +29,12 @@ def importance(model: Any, sequences: Sequence[Sequence[int]], architecture: str
     sums: dict[str, Any] = {}
     seen = 0
     hooks = []
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and (target := names.get_name(f"{name}.weight", try_suffixes=(".weight",))):
-            hooks.append(module.register_forward_pre_hook(_counter(sums, f"{target}")))
+        target = names.get_name(f"{name}.weight", try_suffixes=(".weight",)) if isinstance(module, torch.nn.Linear) else None
+        if target:
+            target = "token_embd.weight" if tied and module is model.get_output_embeddings() else target
+            hooks.append(module.register_forward_pre_hook(_counter(sums, target)))
     if not hooks:
         raise SopError("no linear layer of this architecture has a name in GGUF", fix="leave `imatrix` out", code=USAGE)
     try:

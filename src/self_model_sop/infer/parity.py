@@ -7,6 +7,7 @@ A disagreement counts where the source itself was decided: its two largest logit
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -33,23 +34,24 @@ Kind = Literal["f32", "f16", "bf16", "q8", "q5", "q4", "low"]
 class Bound:
     """What a kind of export may differ by."""
 
-    agreement: float = option(1.0, "smallest share of answer tokens that both put first")
-    kl: float = option(1e-3, "largest mean Kullback-Leibler divergence of the next-token distributions, nats")
-    bits: float = option(0.01, "largest relative rise of bits per byte (0.01: 1 %)")
+    agreement: float = option(help="smallest share of answer tokens that both put first")
+    kl: float = option(help="largest mean Kullback-Leibler divergence of the next-token distributions, nats")
+    bits: float = option(help="largest relative rise of bits per byte (0.01: 1 %)")
+    logits: float | None = option(None, "largest difference of any logit, as a share of the source's largest; none: not looked at")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.agreement <= 1 or self.kl < 0 or self.bits < 0:
-            raise ValueError("needs 0 <= agreement <= 1, kl >= 0, bits >= 0")
+        if not 0 <= self.agreement <= 1 or min(self.kl, self.bits, self.logits or 0) < 0:
+            raise ValueError("needs 0 <= agreement <= 1, kl >= 0, bits >= 0, logits >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
     """By the bits that a weight has."""
 
-    f32: Bound = option(factory=lambda: Bound(kl=1e-5, bits=0.001))
-    f16: Bound = option(factory=lambda: Bound(kl=1e-3, bits=0.01))
-    bf16: Bound = option(factory=lambda: Bound(agreement=0.98, kl=5e-3, bits=0.01))
-    q8: Bound = option(factory=lambda: Bound(agreement=0.97, kl=0.01, bits=0.02))
+    f32: Bound = option(factory=lambda: Bound(agreement=1.0, kl=1e-5, bits=0.001, logits=0.005))
+    f16: Bound = option(factory=lambda: Bound(agreement=1.0, kl=1e-3, bits=0.01, logits=0.01))
+    bf16: Bound = option(factory=lambda: Bound(agreement=0.98, kl=5e-3, bits=0.01, logits=0.1))
+    q8: Bound = option(factory=lambda: Bound(agreement=0.95, kl=0.01, bits=0.02))
     q5: Bound = option(factory=lambda: Bound(agreement=0.85, kl=0.1, bits=0.05))
     q4: Bound = option(factory=lambda: Bound(agreement=0.75, kl=0.3, bits=0.10))
     low: Bound = option(factory=lambda: Bound(agreement=0.4, kl=1.5, bits=0.50))
@@ -202,7 +204,7 @@ def _retokenised(texts: Sequence[tuple[str, list[int]]], export: Side, *, contro
 def _answers(reference: Reference, export: Side, margin: float) -> dict[str, Any]:
     import numpy as np
 
-    divergence, difference, agreed, tokens, undecided = 0.0, 0.0, 0, 0, 0
+    divergence, difference, largest, agreed, tokens, undecided = 0.0, 0.0, 0.0, 0, 0, 0
     worst: dict[str, Any] = {}
     for asked in reference.asked:
         source = np.load(asked.logits)
@@ -212,10 +214,14 @@ def _answers(reference: Reference, export: Side, margin: float) -> dict[str, Any
         two = np.partition(source, -2, axis=-1)[:, -2:]
         same, close = source.argmax(axis=-1) == other.argmax(axis=-1), two[:, 1] - two[:, 0] <= margin
         agreed, undecided, tokens = agreed + int((same | close).sum()), undecided + int((~same & close).sum()), tokens + len(each)
-        divergence, difference = divergence + float(each.sum()), max(difference, float(np.abs(source - other).max()))
+        divergence, largest = divergence + float(each.sum()), max(largest, float(np.abs(source).max()))
+        difference = float(np.fmax(difference, np.abs(source - other).max())) if np.isfinite(other).all() else math.inf
         if not worst or float(each.mean()) > worst["kl"] or not math.isfinite(float(each.mean())):
             worst = {"prompt": asked.text[-80:], "kl": float(each.mean())}
-    return {"answer_tokens": tokens, "agreement": agreed / tokens, "undecided": undecided, "kl": divergence / tokens, "largest_logit_difference": difference, "worst": worst}
+    return {
+        "answer_tokens": tokens, "agreement": agreed / tokens, "undecided": undecided, "kl": divergence / tokens,
+        "largest_logit_difference": difference, "largest_logit": largest, "worst": worst,
+    }  # fmt: skip
 
 
 def _bits(reference: Reference, export: Side) -> dict[str, Any]:
@@ -250,6 +256,9 @@ def _violations(found: dict[str, Any], bound: Bound) -> Iterator[str]:
             yield f"it agrees on {found['agreement']:.2%} of {found['answer_tokens']:,} answer tokens (at least {bound.agreement:.0%})"
         if not found["kl"] <= bound.kl:
             yield f"mean KL divergence {found['kl']:.2g} nats (at most {bound.kl:g})"
+        share = found["largest_logit_difference"] / found["largest_logit"]
+        if bound.logits is not None and not share <= bound.logits:
+            yield f"a logit differs by {share:.2%} of the largest one (at most {bound.logits:.1%})"
     if "bits_per_byte" in found and not found["bits_per_byte"]["change"] <= bound.bits:
         yield f"bits per byte {found['bits_per_byte']['change']:+.2%} (at most {bound.bits:+.1%})"
 
@@ -266,7 +275,7 @@ def enforce(measured: dict[str, Any], bound: Bound, *, report: Path, failed: Pat
         SopError: exit 3 where a bound is exceeded and `allow` is off.
     """
     broken = violations(measured, bound)
-    found = {**measured, "bound": {"agreement": bound.agreement, "kl": bound.kl, "bits": bound.bits}, "violations": broken, "allowed": bool(broken) and allow}
+    found = {**measured, "bound": dataclasses.asdict(bound), "violations": broken, "allowed": bool(broken) and allow}
     text = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
     if broken and not allow:
         write_atomic(failed, text)

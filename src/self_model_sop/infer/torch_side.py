@@ -60,8 +60,8 @@ class TorchSide:
     def prompt(self, messages: Sequence[dict[str, Any]]) -> tuple[str, list[int]]:
         """Of a model without a template (after pretraining alone) the user's text itself."""
         if self.renderer is None:
-            text = str(messages[-1]["content"])
-            return text, [*self._start, *self.encode([text], control=False)[0]]
+            text = "".join(self.tokenizer.convert_ids_to_tokens(self._start)) + str(messages[-1]["content"])
+            return text, self.encode([text], control=True)[0]
         return self.renderer.prompt_text(messages), self.renderer.prompt(messages)
 
     def answers(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
@@ -99,7 +99,7 @@ def reference_of(source: TorchSide, parity: Parity, folder: Path, new_words: Seq
     texts: list[str] = list(probes.passages)
     if parity.heldout is not None:
         texts, left = [], parity.heldout_chars
-        for document in documents(parity.heldout, limit=200).items:
+        for document in documents(parity.heldout, limit=max(200, parity.heldout_chars // 10)).items:
             if left <= 0:
                 break
             texts.append(document[:left])
