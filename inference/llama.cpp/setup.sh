@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetch llama.cpp (the source distribution of its Python package), compile the package into the active environment, and unpack the converter beside this script.
-# Needs a C++ compiler and cmake's build tools (pip brings cmake and ninja); about 7 minutes on 2 idle cores. Run it again: what is there is kept.
+# Needs a C++ compiler and cmake's build tools (pip brings cmake and ninja); some minutes on 2 cores. Run it again: what is there is kept.
 #
 #   bash inference/llama.cpp/setup.sh [--converter-only]
 #
@@ -33,11 +33,15 @@ if "$python" -c "import llama_cpp; assert llama_cpp.__version__ == '$version'" 2
     echo "llama-cpp-python $version is installed"
     exit 0
 fi
-# only what is used: no image models, no command-line tools, no server
+# only what is used: no image models, no command-line tools, no server, and not the library that those share (half of the compiling)
+build="$(mktemp -d)"
+trap 'rm -rf "$build"' EXIT
+tar -xzf "$here/downloads/llama_cpp_python-$version.tar.gz" -C "$build" --strip-components=1
+sed -i.orig 's/set(LLAMA_BUILD_COMMON ON /set(LLAMA_BUILD_COMMON OFF /' "$build/CMakeLists.txt"
 export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF ${CMAKE_ARGS:-}"
 export CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)}"
 if command -v uv > /dev/null; then
-    uv pip install --quiet --python "$("$python" -c 'import sys; print(sys.executable)')" "$here/downloads/llama_cpp_python-$version.tar.gz"
+    uv pip install --quiet --python "$("$python" -c 'import sys; print(sys.executable)')" "$build"
 else
-    pip install --quiet "$here/downloads/llama_cpp_python-$version.tar.gz"
+    pip install --quiet "$build"
 fi

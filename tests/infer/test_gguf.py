@@ -133,6 +133,8 @@ def test_f16_of_an_expanded_model_answers_as_its_source(model: Path, tmp_path: P
     side = llama_cpp.LlamaSide(done.path / "m-f16.gguf", 64, threads=1)
     assert side.template() == load_tokenizer(model).chat_template and side.vocabulary() == load_model(model).get_input_embeddings().weight.shape[0]
     side.close()
+    ollama = (done.path / "m-f16.Modelfile").read_text(encoding="utf-8")
+    assert "FROM ./m-f16.gguf" in ollama and "TEMPLATE" in ollama and 'stop "<|im_end|>"' in ollama
     assert export(model, tmp_path / "out" / "m-f16.gguf").skipped
 
 
@@ -146,7 +148,8 @@ def test_an_importance_matrix_keeps_the_columns_that_the_text_uses(model: Path, 
     source = load_model(model)
     sequences = [load_tokenizer(model)(line, add_special_tokens=False)["input_ids"] for line in chinese(200, seed=5)[:40]]
     found = importance(source, sequences, "llama")
-    assert set(found) == {"token_embd.weight"} | {f"blk.{i}.{name}.weight" for i in range(2) for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")}
+    matrices = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    assert set(found) == {"token_embd.weight"} | {f"blk.{i}.{name}.weight" for i in range(2) for name in matrices}
     wanted = source.model.layers[1].mlp.down_proj.weight.detach().numpy()
     errors = [(((weights(run.path / "model-q3_k_m.gguf", "blk.1.ffn_down.weight") - wanted) ** 2) @ found["blk.1.ffn_down.weight"]).sum() for run in (plain, helped)]
     assert errors[1] < errors[0]

@@ -16,7 +16,7 @@ from ..console import note
 from ..stage import Artifact, Run, Stage, stage_main
 from ..train.adapters import new_rows
 from ..train.model import is_adapter
-from . import llama_cpp, parity
+from . import llama_cpp, modelfile, parity
 from .parity import Bound, Kind, Parity
 
 DIRECT = ("f32", "f16", "bf16", "q8_0")  # what the converter writes by itself; the rest is the quantiser's
@@ -41,6 +41,8 @@ class Config:
     imatrix: Path | None = option(None, "text of yours: the columns that it uses are kept more exactly", path="input", flag="--imatrix")
     imatrix_tokens: int = option(20_000, "so many tokens of it")
     split_max_size: str | None = option(None, "numbered parts of at most this size, such as 4G", flag="--split_max_size")
+    system: str | None = option(None, "system message of the Modelfile, for conversations without one")
+    parameters: dict[str, float] = option(help="Ollama's parameters in the Modelfile; empty: those of `sop infer chat`", factory=dict)
     allow_divergence: bool = option(False, "publish also what is out of bounds, with that on record", flag="--allow_divergence")
     threads: int | None = option(None, "threads of llama.cpp; none: all cores", cosmetic=True)
     parity: Parity = option(factory=Parity)
@@ -112,11 +114,13 @@ def build(run: Run[Config]) -> dict[str, Any]:
         importance_tokens = 0
     else:
         importance_tokens = _quantised(config, converter, source, scratch, out)
+    renderer = source.renderer
     del model, source
     report = _compared(run, reference)
     shutil.rmtree(scratch)
     parts = sorted(p for p in run.work.iterdir() if p.suffix == ".gguf")
-    _modelfile(run, parts[0].name, tokenizer)
+    if renderer is not None:
+        modelfile.write(run.work / _names(config)[2], parts[0], renderer, system=config.system, parameters=config.parameters or None)
     return {
         "quantize": config.quantize, "files": [p.name for p in parts], "bytes": sum(p.stat().st_size for p in parts), "source_bytes": _weights(config.model_path),
         "importance_tokens": importance_tokens, "llama_cpp_python": llama_cpp.VERSION, "parity": parity.numbers(report), "line": parity.line(report),
@@ -180,10 +184,6 @@ def _compared(run: Run[Config], reference: parity.Reference) -> dict[str, Any]:
     target = _target(config)
     fix = "nothing was published; a finer --quantize or an --imatrix keeps more, --allow_divergence publishes it with this on record"
     return parity.enforce(measured, bound, report=run.work / _names(config)[1], failed=target.hidden(parity.FAILED), allow=config.allow_divergence, fix=fix)
-
-
-def _modelfile(run: Run[Config], file: str, tokenizer: Any) -> None:
-    """What `ollama create` reads."""
 
 
 def _weights(folder: Path) -> int:

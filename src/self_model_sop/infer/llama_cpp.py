@@ -34,7 +34,7 @@ def package() -> Any:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as error:
         what = f"llama.cpp's Python package is not usable here: {str(error).splitlines()[0]}"
-        raise SopError(what, fix=f"{SETUP} (compiles it once, about 7 minutes on 2 cores)", code=ENVIRONMENT) from error
+        raise SopError(what, fix=f"{SETUP} (compiles it once, some minutes)", code=ENVIRONMENT) from error
     return llama_cpp
 
 
