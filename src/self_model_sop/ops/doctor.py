@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import __version__, console, errors
+from ..config import project_root
+from ..errors import SopError
 from ..stage import guarded
 
 CORE = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "sentencepiece", "safetensors", "huggingface_hub", "pyarrow", "pydantic", "gguf")
@@ -204,9 +206,16 @@ def _vllm() -> Iterator[Finding]:
 
 
 def _gguf() -> Iterator[Finding]:
-    there = installed("gguf")
-    yield Finding("for gguf: the package gguf", "ok" if there else "missing", there or "not installed", "" if there else "pip install self-model-sop")
-    yield from _needs_command("gguf", "llama-cli", "build llama.cpp, or install its release binaries, to run what was converted")()
+    from ..infer import llama_cpp
+
+    there = installed("llama-cpp-python")
+    yield Finding("for gguf: llama.cpp's package", "ok" if there else "missing", there or "not installed", "" if there else llama_cpp.SETUP)
+    try:
+        found = str(llama_cpp.sources(project_root()))
+    except SopError as error:
+        yield Finding("for gguf: llama.cpp's converter", "missing", "not there", error.fix or "")
+    else:
+        yield Finding("for gguf: llama.cpp's converter", "ok", found)
 
 
 PURPOSES: dict[str, Callable[[], Iterator[Finding]]] = {
