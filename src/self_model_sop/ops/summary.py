@@ -186,6 +186,7 @@ def closing(pipeline: Pipeline, done: Sequence[Artifact], seconds: float) -> Ite
     model = last_model(pipeline, done)
     if model is not None:
         yield f"next: sop infer chat --model {display(model.path)}"
+        yield f"      sop infer gguf --model_path {display(model.path)} --output_path exports/{pipeline.name}.gguf --quantize q4_k_m      (for llama.cpp and Ollama)"
     yield f"      sop runs verify {display(pipeline.root)}"
 
 
