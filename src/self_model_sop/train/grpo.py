@@ -112,7 +112,7 @@ def _prepared(config: RlhfConfig) -> tuple[Any, Any, Any, Any, Any, reward_lint.
     judge = next((setting for setting in wanted if setting.name == MODEL), None)
     if judge:
         parts.append(rollouts.judged_by(str(config.reward_model_name_or_path), judge.weight, MODEL, p.ppo_micro_batch_size_per_gpu, hub=config.huggingface))
-    table = reward_lint.table(parts, [prompt.row for prompt in prompts.kept], _JUDGED if judge else reward_lint.ROWS)
+    table = reward_lint.table(parts, prompts.kept, _JUDGED if judge else reward_lint.ROWS)
     if ranks.is_main():
         for line in table.lines():
             note(line)
@@ -235,7 +235,7 @@ def judged(config: RlhfConfig) -> tuple[Any, list[str]]:
     found = read(config.ppo.train_file, config.ppo.prompt_key, parts)
     if not parts:
         return found, ["rewards: the reward model alone; it judges samples when the run starts"]
-    table = reward_lint.table(parts, [prompt.row for prompt in found.kept])
+    table = reward_lint.table(parts, found.kept)
     reward_lint.require(table, config.reward_lint)
     return found, table.lines()
 

@@ -11,7 +11,8 @@ from .. import errors
 from ..console import warn
 from ..errors import SopError
 from . import rewards
-from .rewards import Part
+from .prompts import Prompt
+from .rewards import Part, Unscored
 from .rewards.text import references
 
 ROWS = 64
@@ -61,13 +62,14 @@ class Table:
         return ""
 
 
-def table(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]], most: int = ROWS) -> Table:
-    """Judge the ground truths of some rows, spread evenly, as answers to their own prompt and to others, a refusal, and nothing.
+def table(parts: Sequence[Part], prompts: Sequence[Prompt], most: int = ROWS) -> Table:
+    """Judge the ground truths of some prompts, spread evenly, as answers to their own prompt and to others, a refusal, and nothing.
 
     Raises:
-        Unscored: where a reward function fails.
+        SopError: exit 3 where a reward function fails.
     """
-    sample = [rows[i * len(rows) // min(most, len(rows))] for i in range(min(most, len(rows)))]
+    chosen = [prompts[i * len(prompts) // min(most, len(prompts))] for i in range(min(most, len(prompts)))]
+    sample = [prompt.row for prompt in chosen]
     values: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in KINDS} for name in [*(p.name for p in parts), "sum"]}
     for i, row in enumerate(sample):
         other = next((r for r in [*sample[i + 1 :], *sample[:i]] if str(r["ground_truth"]) != str(row["ground_truth"])), None)
@@ -75,7 +77,10 @@ def table(parts: Sequence[Part], rows: Sequence[Mapping[str, Any]], most: int = 
         for kind, text in answers.items():
             if text is None:
                 continue
-            scores = rewards.each(parts, text, row)
+            try:
+                scores = rewards.each(parts, text, row)
+            except Unscored as error:
+                raise SopError(f"a reward failed: {error}", where=chosen[i].source, fix=f"the answer was {text[:80]!r}", code=errors.DATA) from error
             for name, value in {**scores, "sum": rewards.total(parts, scores)}.items():
                 values[name][kind].append(value)
     return Table(values, any(p.compares for p in parts), len(sample))

@@ -145,12 +145,32 @@ def _rolled(trainer: Any) -> Any:
         def _tokenize_prompts(self, prompts: Sequence[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
             return [self.prompts.kept[int(number)].ids for number in prompts], None, {}
 
+        def _get_train_sampler(self, *args: Any) -> Any:
+            """TRL's own order; but a resumed run takes up that of its epoch, where TRL's sampler would start with the first one again."""
+            import torch
+
+            sampler = super()._get_train_sampler(*args)
+
+            def set_epoch(epoch: int) -> None:
+                sampler.generator.manual_seed(sampler.seed)
+                for _ in range(epoch):
+                    torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+            if sampler.shuffle:
+                sampler.set_epoch = set_epoch
+            return sampler
+
         def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
             if not self._resumed:  # TRL counts passes from 0 after a resume, and would write answers in the middle of a batch
                 self._step = self.state.global_step * self.args.gradient_accumulation_steps
                 self.sampled.begin(self.state.global_step, self.state.max_steps)
                 self._resumed = True
-            return super().training_step(model, inputs, *args)
+            try:
+                return super().training_step(model, inputs, *args)
+            except RuntimeError as error:
+                if "probability tensor" not in str(error):
+                    raise
+                return self._not_finite(math.nan, self.counted(inputs))  # the weights broke in the update before: nothing can be sampled
 
         def counted(self, inputs: Any) -> list[int]:
             return sorted({int(row["example"]) for row in inputs})

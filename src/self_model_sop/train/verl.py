@@ -293,7 +293,7 @@ def write(config: RlhfConfig, interpreter: Path, work: Path) -> tuple[Composed, 
 
     parts = reward_settings.parts(config.rewards)
     prompts = read(config.ppo.train_file, config.ppo.prompt_key, parts)
-    table = reward_lint.table(parts, [prompt.row for prompt in prompts.kept]) if parts else None
+    table = reward_lint.table(parts, prompts.kept) if parts else None
     if table:
         for line in table.lines():
             note(line)
