@@ -176,6 +176,7 @@ def build(run: Run[Any], quantise: Quantise) -> dict[str, Any]:
         note(f"quantising to {config.bits} bits on {device}, calibrated on {chosen.facts['tokens']:,} tokens of {chosen.facts['rows_used']:,} rows")
         samples = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in chosen.samples]
         with _explained():
+            _logs_to(scratch)
             layers = quantise(config, run.work, samples, tokenizer, device)
             free_memory()
             _tidy(config.model_path, run.work)
@@ -226,6 +227,13 @@ def _library(log: Path) -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _logs_to(folder: Path) -> None:
+    """gptqmodel writes a log into `logs` of the working directory, which is the user's; this constant of it is the only way to another place."""
+    from gptqmodel.looper import loop_processor
+
+    loop_processor._PROJECT_LOG_DIR = folder
 
 
 @contextlib.contextmanager
