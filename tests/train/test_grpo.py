@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from self_model_sop.config import ConfigError
 from self_model_sop.errors import DATA, ENVIRONMENT, USAGE, SopError
+from self_model_sop.ops import summary
+from self_model_sop.ops.pipeline import load_pipeline
 from self_model_sop.stage import load_for
 from self_model_sop.train import grpo, prompts, reward, rollouts, sft
 from self_model_sop.train.model import load_model, load_tokenizer, load_with_adapter
@@ -83,6 +85,20 @@ def test_an_adapter_alone_is_written_and_answers_are_kept(root: Path) -> None:
     "sum"} and done.stats["tokens"] > done.stats["supervised_tokens"] > 0
     assert set(done.stats["reward_lint"]["choice"]) == {"right", "another row's", "refusing", "empty"} and len(curve(done.path, "kl")) == 3
     assert load_with_adapter(done.path) and run(grpo.STAGE, made).skipped
+
+
+def test_a_pipeline_tells_of_rewards(root: Path, tmp_path: Path) -> None:
+    """Its summary and its report, out of the manifests."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "small.yaml").write_text("name: small\nroot: runs\nstages:\n  - grpo: {stage: train.grpo}\n", encoding="utf-8")
+    made = {**values(root, "pipeline"), "training_args__output_dir": tmp_path / "runs" / "grpo", "training_args__max_steps": 1}
+    pipeline = load_pipeline(tmp_path / "config" / "small.yaml", [f"grpo.{s.key}={json.dumps(s.value)}" for s in settings(**made)])
+    done = grpo.STAGE.run(pipeline.steps[0].config)
+    summary.conclude(pipeline, [done], 1.0)
+    row = next(line for line in (tmp_path / "runs" / "summary.md").read_text(encoding="utf-8").splitlines() if line.startswith("| grpo | grpo |"))
+    assert f"| {done.stats['reward_after']['sum']:.3f} | {done.stats['reward_sampled_first']:.3f} |" in row
+    assert "mean reward: before" in (tmp_path / "runs" / "report.html").read_text(encoding="utf-8")
+    assert "mean reward of sampled answers" in (done.path / "report.html").read_text(encoding="utf-8")
 
 
 # --- TRL gets what we mean ---------------------------------------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def tables(pipeline: Pipeline, done: Sequence[Artifact], answer_chars: int) -> I
             yield tokenizer_table(made.stats)
     yield from training_table(pipeline, done)
     yield from preference_table(pipeline, done)
+    yield from reward_table(pipeline, done)
     compared = [made for step, made in zip(pipeline.steps, done, strict=True) if step.entry.name == "eval.compare"]
     for made in compared[-1:]:  # checks between the stages measure what the last one shows together
         stats = in_order(made.stats)
@@ -129,6 +130,19 @@ def preference_table(pipeline: Pipeline, done: Sequence[Artifact]) -> Iterator[T
     if rows:
         header = ["", "method", "pairs", "steps", "training loss: first", "last", "held-out accuracy: before", "after", "margin: before", "after", "took"]
         yield Table("Preferences (held-out pairs in which the chosen answer gets the larger reward, and by how much)", header, rows)
+
+
+def reward_table(pipeline: Pipeline, done: Sequence[Artifact]) -> Iterator[Table]:
+    """The mean reward of greedy answers before and after each training by rewards, and of the sampled ones."""
+    rows = []
+    for step, made in zip(pipeline.steps, done, strict=True):
+        s = made.stats
+        if step.entry.name == "train.grpo" and s["engine"] == "trl":
+            measures = [_number((s[f"reward_{when}"] or {}).get("sum")) for when in ("before", "after")] + [_number(s[f"reward_sampled_{when}"]) for when in ("first", "last")]
+            rows.append([step.id, s["algorithm"], f"{s['rows']['kept']:,}", f"{s['steps']:,}", *measures, s["reward_on"], console.human_seconds(s.get("train_seconds", 0.0))])
+    if rows:
+        header = ["", "method", "prompts", "updates", "mean reward: before", "after", "sampled answers: first", "last", "before and after on", "took"]
+        yield Table("Rewards (greedy answers before and after; sampled answers at the first and the last update)", header, rows)
 
 
 def _number(value: float | None) -> str:

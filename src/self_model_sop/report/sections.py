@@ -167,6 +167,7 @@ def training(story: Story) -> Section:
     wrapped = f'<div class="two">{curves}</div>' if len(pieces) > 1 else curves
     lead = Text("Loss in nats per token (of preferences: of a pair), so comparable within one curve only.", "损失单位为每词元 nat（偏好学习为每对样本），只能在同一条曲线内比较。")
     tables = panel(_trained([p for p in pieces if "algorithm" not in p.stats])) + panel(_preferred([p for p in pieces if p.stage in ("train.dpo", "train.reward")]))
+    tables += panel(_rewarded([p for p in pieces if p.stage == "train.grpo" and p.stats.get("engine") == "trl"]))
     return Section("training", Text("Training", "训练"), lead, wrapped + tables if pieces else "")
 
 
@@ -201,6 +202,21 @@ def _preferred(pieces: Sequence[Piece]) -> str:
     header: list[Text | str] = [
         "", Text("method", "方法"), Text("pairs", "样本对"), Text("steps", "步数"), Text("loss: first", "损失：起"), Text("last", "止"),
         Text("held-out accuracy: before", "留出集正确率：前"), Text("after", "后"), Text("margin: before", "奖励差：前"), Text("after", "后"),
+    ]  # fmt: skip
+    return table(header, rows) if rows else ""
+
+
+def _rewarded(pieces: Sequence[Piece]) -> str:
+    """Mean rewards of training by rewards."""
+    rows = []
+    for p in pieces:
+        s = p.stats
+        greedy = [(s[f"reward_{when}"] or {}).get("sum") for when in ("before", "after")]
+        measures = (f"{v:.3f}" if v is not None else "" for v in (*greedy, s["reward_sampled_first"], s["reward_sampled_last"]))
+        rows.append([both(stage_name(p.stage)), escape(str(s["algorithm"])), f"{s['rows']['kept']:,}", f"{s['steps']:,}", *measures])
+    header: list[Text | str] = [
+        "", Text("method", "方法"), Text("prompts", "提示数"), Text("updates", "更新步数"), Text("mean reward: before", "平均奖励：前"), Text("after", "后"),
+        Text("sampled answers: first", "采样回答：起"), Text("last", "止"),
     ]  # fmt: skip
     return table(header, rows) if rows else ""
 

@@ -160,7 +160,8 @@ def losses(lines: list[dict[str, Any]], key: str = "loss") -> list[tuple[float, 
 
 
 _CHARTS = {
-    "loss": "loss, {unit}", "eval_loss": "evaluation loss", "rewards/accuracies": "pairs in which the chosen answer has the larger reward",
+    "reward": "mean reward of sampled answers", "loss": "loss, {unit}", "eval_loss": "evaluation loss",
+    "rewards/accuracies": "pairs in which the chosen answer has the larger reward",
     "eval_rewards/accuracies": "the same of held-out pairs", "rewards/margins": "margin of the rewards", "eval_rewards/margins": "margin of held-out pairs",
     "accuracy": "pairs in which the chosen answer has the larger reward", "eval_accuracy": "the same of held-out pairs", "margin": "margin of the rewards",
     "eval_margin": "margin of held-out pairs", "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "tokens per second",
