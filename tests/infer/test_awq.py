@@ -41,7 +41,7 @@ def settings(root: Path, out: Path, **more: Any) -> dict[str, Any]:
     return {
         "model_path": root / "model", "output_path": out, "group_size": 64, "calib_data": [str(root / "final")], "calib_samples": 4, "calib_seq_len": 64,
         "parity__heldout": root / "final/pretrain/validation.jsonl", "parity__prompts": 4, "parity__tokens": 8, "parity__lines": 50,
-        "parity__bounds__q4__agreement": 0.3, **more,  # the first of 640 random words is nobody's by much
+        "parity__bounds__q4": {"agreement": 0.3, "kl": 0.3, "bits": 0.1}, **more,  # the first of 640 random words is nobody's by much
     }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def settings(root: Path, out: Path, **more: Any) -> dict[str, Any]:
     return {
         "model_path": root / "model", "output_path": out, "group_size": 32, "calib_data": [str(root / "final")], "calib_samples": 8, "calib_seq_len": 64, "device": "cpu",
         "parity__heldout": root / "final/pretrain/validation.jsonl", "parity__prompts": 4, "parity__tokens": 8, "parity__lines": 50,
-        "parity__bounds__q4__agreement": 0.3, **more,  # the first of 640 random words is nobody's by much
+        "parity__bounds__q4": {"agreement": 0.3, "kl": 0.3, "bits": 0.1}, **more,  # the first of 640 random words is nobody's by much
     }  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def test_it_is_the_algorithm_and_no_rounding(root: Path, done: Any) -> None:
 
 @needs_library
 def test_out_of_bounds_nothing_is_published_unless_it_is_allowed(root: Path, tmp_path: Path) -> None:
-    strict = {"parity__bounds__q4__kl": 1e-9, "calib_samples": 2}
+    strict = {"parity__bounds__q4": {"agreement": 0.3, "kl": 1e-9, "bits": 0.1}, "calib_samples": 2}
     with pytest.raises(SopError, match="does not answer as its source does") as caught:
         run(gptq.STAGE, settings(root, tmp_path / "out", **strict))
     assert caught.value.code == DATA and not [p for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")]
