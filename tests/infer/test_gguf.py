@@ -82,6 +82,15 @@ def test_the_appended_tokens_are_taken_out_again(tmp_path: Path) -> None:
     assert gguf.without_new_tokens(base, tmp_path) is None
 
 
+def test_an_export_is_a_stage_of_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_qwen(tmp_path / "model")
+    pipeline = tmp_path / "pipeline.yaml"
+    stages = [{"model": {"stage": "data.model", "with": {"model_name_or_path": str(model)}}}, {"export": {"stage": "infer.gguf", "with": {"model_path": "${model}"}}}]
+    pipeline.write_text(json.dumps({"name": "p", "root": str(tmp_path / "root"), "stages": stages}))
+    assert main(["run", str(pipeline), "--dry-run"]) == errors.OK
+    assert str(tmp_path / "root" / "export") in capsys.readouterr().out
+
+
 # --- real files -------------------------------------------------------------------------------------------------------------------------------
 
 

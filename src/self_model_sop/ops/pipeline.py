@@ -1,7 +1,7 @@
 """A pipeline file: a list of stages that reads like the story, checked as a whole before anything runs.
 
 `${id}` is the artifact folder of an earlier stage, `${root}` the pipeline's folder, `${project}` the project's. A stage whose config has a key
-`output_dir` (a trainer: `training_args.output_dir`) that the pipeline does not set writes to `${root}/<id>`.
+`output_dir` (a trainer: `training_args.output_dir`, an export: `output_path`) that the pipeline does not set writes to `${root}/<id>`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .steps import Pipeline, Step, mentioned, stage_of
 KEYS = ("name", "root", "shared", "evaluation", "stages")
 STAGE_KEYS = ("stage", "config", "with")
 RESERVED = ("root", "project", "name", "shared", "evaluation", "stages")
-OUTPUT_KEYS = (("output_dir",), ("training_args", "output_dir"))
+OUTPUT_KEYS = (("output_dir",), ("output_path",), ("training_args", "output_dir"))
 COMPARE = "eval.compare"
 NOT_GUARDED = ("prompts", "prompts_file", "sft_file", "answers", "samples", "training")  # keys of `evaluation` that no check between stages needs
 _ID = re.compile(r"[a-z][a-z0-9_-]*\Z")
