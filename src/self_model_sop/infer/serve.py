@@ -288,6 +288,8 @@ def serve(config: Config) -> None:
         raise missing_extra("aiohttp", "serve") from error
 
     assert config.model is not None
+    # llama.cpp's threads wait at barriers by spinning, which on a machine with other work costs many times what it saves; read when the library is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     path = find_gguf(config.model)
     key, made = api_key(config.host)
     with listen(config.host, config.port) as bound:
