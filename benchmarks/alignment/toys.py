@@ -35,13 +35,13 @@ def numeral(n: int) -> str:
 
 def copy_rows(draw: random.Random, n: int) -> list[dict[str, str]]:
     """Prompts that ask for one letter back."""
-    return [{"question": f"Letter: {letter}\nRepeat the letter.", "answer": letter} for letter in (draw.choice(LETTERS) for _ in range(n))]
+    return [{"system": "Repeat the letter.", "question": letter, "answer": letter} for letter in (draw.choice(LETTERS) for _ in range(n))]
 
 
 def sum_rows(draw: random.Random, n: int, most: int = 99) -> list[dict[str, str]]:
     """Sums of two numbers below 100, both and the answer in Chinese numerals."""
     pairs = ((draw.randint(10, most), draw.randint(10, most)) for _ in range(n))
-    return [{"question": f"{numeral(a)}加{numeral(b)}等于多少？", "answer": numeral(a + b)} for a, b in pairs]
+    return [{"system": "算", "question": f"{numeral(a)}加{numeral(b)}", "answer": numeral(a + b)} for a, b in pairs]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -89,22 +89,23 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-4)
-    parser.add_argument("--warm_up", type=int, default=60, help="sums: steps of fine-tuning on worked sums first")
+    parser.add_argument("--warm_up", type=int, default=24, help="sums: steps of fine-tuning on worked sums first")
     options = parser.parse_args()
     draw, work, model = random.Random(0), options.work.absolute(), str(Path(options.model).absolute())
     make = copy_rows if options.task == "copy" else sum_rows
     write(work / options.task / "train.jsonl", make(draw, 256))
     write(work / options.task / "eval.jsonl", make(draw, 32))
     if options.task == "sums":
-        warm = [{"instruction": row["question"], "input": "", "output": row["answer"]} for row in sum_rows(draw, 2000)]
+        warm = [{"system": row["system"], "instruction": row["question"], "input": "", "output": row["answer"]} for row in sum_rows(draw, 2000)]
         write(work / "sums" / "warm.jsonl", warm)
         cpu = stage("sft", {
             "model_name_or_path": model, "tokenizer_name_or_path": "null", "template_path": "null", "data.train_file": str(work / "sums" / "warm.jsonl"), "data.eval_file": "null",
-            "data.max_length": 128, "peft.enabled": False, "precision": "fp32", "trace": "none", "training_args.fp16": False, "training_args.max_steps": options.warm_up,
-            "training_args.per_device_train_batch_size": 16, "training_args.gradient_accumulation_steps": 1, "training_args.learning_rate": 3e-4,
-            "training_args.output_dir": str(work / "sums-sft"),
+            "data.max_length": 128, "peft.target_modules": "all-linear", "peft.lora_r": 16, "peft.lora_alpha": 32, "precision": "fp32", "trace": "none",
+            "training_args.fp16": False, "training_args.max_steps": options.warm_up, "training_args.per_device_train_batch_size": 8,
+            "training_args.gradient_accumulation_steps": 1, "training_args.learning_rate": 1e-3, "training_args.output_dir": str(work / "sums-sft"),
         })  # fmt: skip
-        model = str(work / "sums-sft")
+        stage("merge", {"adapter": str(work / "sums-sft"), "output_dir": str(work / "sums-warm")})
+        model = str(work / "sums-warm")
         print(json.dumps({"task": "sums", "algorithm": "sft", "steps": options.warm_up, "cpu_seconds": cpu}))
     for algorithm in options.algorithms:
         line = reinforce(algorithm, options.task, model, work, options, "exact" if options.task == "copy" else "number")

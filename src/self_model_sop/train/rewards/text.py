@@ -189,7 +189,7 @@ def length(answer: str, row: Mapping[str, Any], *, least: int = 1, most: int = 8
     count = len(answer.strip())
     if count < least:
         return -1.0
-    return -min(1.0, max(0, count - most) / margin) if margin else -float(count > most)
+    return 0.0 - min(1.0, max(0, count - most) / margin) if margin else 0.0 - float(count > most)
 
 
 def repetition(answer: str, row: Mapping[str, Any], *, n: int = 4, free: float = 0.2) -> float:
@@ -206,4 +206,4 @@ def repetition(answer: str, row: Mapping[str, Any], *, n: int = 4, free: float =
     if total < 2:
         return 0.0
     repeated = 1 - len({text[i : i + n] for i in range(total)}) / total
-    return -max(0.0, (repeated - free) / (1 - free))
+    return 0.0 - max(0.0, (repeated - free) / (1 - free))
