@@ -21,7 +21,7 @@ from self_model_sop.train import grpo, prompts, reward, rollouts, sft
 from self_model_sop.train.model import load_model, load_tokenizer, load_with_adapter
 from self_model_sop.train.template import renderer_for
 from tiny_models import tiny_qwen
-from tiny_runs import Process, rows, run, settings, sft_settings, steps_logged
+from tiny_runs import Process, rows, run, settings, sft_settings, steps_logged, torchrun
 
 LETTERS = "ABCD"
 
@@ -256,6 +256,14 @@ def test_a_stopped_training_ends_as_an_uninterrupted_one(root: Path, tmp_path: P
     one, other = (load_file(path / "adapter_model.safetensors") for path in (whole, out))
     assert all(torch.equal(one[key], other[key]) for key in one) and curve(whole) == curve(out)
     assert (whole / "completions.jsonl").read_text() == (out / "completions.jsonl").read_text()
+
+
+@pytest.mark.exhaustive
+def test_two_processes_train_together(root: Path) -> None:
+    done = torchrun(root, "train grpo", values(root, "two", ppo__ppo_micro_batch_size_per_gpu=8))
+    assert done.returncode == 0, done.stderr[-2000:]
+    stats = json.loads((root / "out" / "two" / "manifest.json").read_text(encoding="utf-8"))["stats"]
+    assert stats["batch"] == {"per_device": 8, "accumulation": 1, "processes": 2} and stats["steps"] == 3 and len(curve(root / "out" / "two")) == 3
 
 
 # --- GPUs --------------------------------------------------------------------------------------------------------------------------------------
