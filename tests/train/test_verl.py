@@ -17,6 +17,7 @@ from self_model_sop.config import ConfigError
 from self_model_sop.errors import ENVIRONMENT, SopError
 from self_model_sop.stage import Stage, load_for
 from self_model_sop.train import grpo, ppo, reward_settings, verl
+from self_model_sop.train.machine import Gpu
 from self_model_sop.train.rlhf import RlhfConfig
 from tiny_models import tiny_qwen
 from tiny_runs import rows, settings
@@ -179,13 +180,48 @@ def test_rows_for_verl_keep_what_rewards_read(tmp_path: Path) -> None:
     assert row["extra_info"] == {"references": ["《刑法》第一条"], "split": "train", "index": 0}
 
 
+STAND_IN = """#!/bin/sh
+case "$*" in
+  *verl.trainer.main_ppo*) [ -n "$FAILS" ] && echo "CUDA said no" && exit 3; mkdir -p checkpoints/global_step_5/actor checkpoints/global_step_12/actor; echo "step 12"; exit 0;;
+  *verl.model_merger*) for last; do :; done; mkdir -p "$last/lora_adapter"; echo '{}' > "$last/config.json"; echo '{}' > "$last/tokenizer.json"
+    if [ -n "$LORA" ]; then echo '{"base_model_name_or_path": "x"}' > "$last/lora_adapter/adapter_config.json"; else rmdir "$last/lora_adapter"; fi; exit 0;;
+  *) exec PYTHON "$@";;
+esac
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_leaves_all_that_verl_read_and_its_last_checkpoint(root: Path, interpreter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool) -> None:
+    """The way around verl, with the real files of its configuration; a script stands in for the training itself, which needs GPUs."""
+    script = tmp_path / "python"
+    script.write_text(STAND_IN.replace("PYTHON", str(interpreter)), encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setenv(verl.PYTHON, str(script))
+    monkeypatch.setenv("LORA", "1" if lora else "")
+    monkeypatch.setattr(verl.machine, "gpus", lambda: [Gpu("a GPU that is not there", 1)])
+    config = config_of(root, "grpo", peft__enabled=lora, ppo__eval_file=root / "train.jsonl", training_args__output_dir=tmp_path / "out")
+    monkeypatch.setenv("FAILS", "1")
+    with pytest.raises(SopError, match="CUDA said no") as raised:
+        grpo.STAGE.run(config)
+    assert raised.value.code == ENVIRONMENT and not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.setenv("FAILS", "")
+    done = grpo.STAGE.run(config)
+    files = {str(p.relative_to(done.path)) for p in done.path.rglob("*") if p.is_file()}
+    made = {"adapter_config.json", "base.json", "tokenizer.json"} if lora else {"config.json", "tokenizer.json"}
+    assert made | {"verl.yaml", "run.sh", "verl.log", "data/train.parquet", "data/validation.parquet", "reward/compute_score.py", "reward/rewards.json", "manifest.json"} <= files
+    assert done.stats["steps"] == 12 and done.stats["rows"]["kept"] == 32 and done.stats["reward_lint"]["choice"]["right"] == 1 and not any("checkpoints" in name for name in files)
+    assert "main_ppo --config-path" in (done.path / "run.sh").read_text() and yaml.safe_load((done.path / "verl.yaml").read_text())["actor_rollout_ref"]["rollout"]["n"] == 4
+    assert grpo.STAGE.run(config).skipped and grpo.summary(done)
+
+
 def test_a_run_without_verl_or_a_gpu_says_what_is_missing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(verl.PYTHON, raising=False)
     with pytest.raises(SopError, match="verl is not installed") as raised:
         grpo.STAGE.run(config_of(root, "grpo"))
     assert raised.value.code == ENVIRONMENT and "sop doctor --for verl" in str(raised.value)
     monkeypatch.setenv(verl.PYTHON, sys.executable)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(verl.machine, "gpus", list)
     with pytest.raises(SopError, match="CUDA GPUs") as raised:
         grpo.STAGE.run(config_of(root, "grpo"))
     assert raised.value.code == ENVIRONMENT

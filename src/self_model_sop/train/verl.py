@@ -20,7 +20,7 @@ from ..artifact import write_atomic
 from ..console import note
 from ..errors import Interrupted, SopError
 from ..stage import Run
-from . import rewards
+from . import machine, rewards
 from .reward_settings import MODEL, complete, file_of
 from .rlhf import RlhfConfig
 
@@ -275,12 +275,10 @@ def ready(config: RlhfConfig) -> Path:
     Raises:
         SopError: exit 4, with what to install.
     """
-    import torch
-
     interpreter = python(config)
     if interpreter is None:
         raise SopError(f"verl is not installed here: neither verl_python nor {PYTHON} names a Python", fix="sop doctor --for verl prints the commands", code=errors.ENVIRONMENT)
-    if not torch.cuda.is_available():
+    if not machine.gpus():
         fix = "run it where CUDA GPUs are; --dry-run shows the command and the configuration here, engine: trl trains grpo and rloo on a CPU"
         raise SopError("verl needs CUDA GPUs, and there is none here", fix=fix, code=errors.ENVIRONMENT)
     return interpreter
