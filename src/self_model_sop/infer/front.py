@@ -142,10 +142,6 @@ class Door:
             if request.transport is not None:
                 request.transport.abort()
             raise asyncio.CancelledError from None
-        except ConnectionResetError:
-            raise
-        except ClientError:
-            return problem(503, "the model behind this address does not answer", "server_error")
 
 
 @web.middleware
@@ -159,6 +155,8 @@ async def _errors_as_json(request: web.Request, handler: Callable[[web.Request],
         return problem(error.status, error.text or error.reason, headers=headers)
     except ConnectionResetError:  # the client is gone, perhaps before it had asked
         raise asyncio.CancelledError from None
+    except ClientError:
+        return problem(503, "the model behind this address does not answer", "server_error")
 
 
 def problem(status: int, message: str, kind: str = "invalid_request_error", headers: Mapping[str, str] | None = None) -> web.Response:
