@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from self_model_sop.train import rewards
+from self_model_sop.errors import DATA, SopError
+from self_model_sop.train import reward_lint, reward_settings, rewards
+from self_model_sop.train.prompts import Prompt
 from self_model_sop.train.rewards import REWARDS, Unscored, choice, cite, each, exact, json_object, length, number, part, refusal, repetition, tags, total
 from self_model_sop.train.rewards.choice import chosen
 from self_model_sop.train.rewards.numbers_zh import chinese_integer, quantities
@@ -240,3 +242,43 @@ def test_long_and_odd_texts_cost_little_time() -> None:
         clock = time.process_time()
         REWARDS[name].function(piece * (20_000 // len(piece)), row(ROWS[name]))
         assert time.process_time() - clock < 2, (name, piece)
+
+
+# --- before a run ------------------------------------------------------------------------------------------------------------------------------
+
+
+def lint(names: list[Any], truths: list[str], **extra: Any) -> reward_lint.Table:
+    given_rewards = [reward_settings.RewardSetting(**(n if isinstance(n, dict) else {"name": n})) for n in names]
+    return reward_lint.table(reward_settings.parts(given_rewards), [Prompt([], {**row(t), "extra_info": extra}, f"row {i}") for i, t in enumerate(truths)])
+
+
+@pytest.mark.parametrize(
+    ("names", "truths"),
+    [
+        (["choice"], ["A", "B"]), (["tags", "number"], ["8", "9元"]), ([{"name": "tags", "options": {"names": ["think"]}}, "exact"], ["甲", "乙"]), (["choice", "length",
+        "repetition"], ["A"]),
+        (["refusal", "exact"], ["无法回答", "甲"]), (["refusal"], ["无法回答", "甲", "乙"]), (["cite"], ["《刑法》第一条", "《刑法》第二条"]), (["json", "length"], ["甲"]),
+    ],
+)  # fmt: skip
+def test_right_answers_earn_more_in_the_form_that_is_asked_for(names: list[Any], truths: list[str]) -> None:
+    assert lint(names, truths).problem() == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "truths", "told"),
+    [
+        (["refusal"], ["甲", "乙"], "answers of another row 1.000"), ([{"name": "choice", "weight": -1.0}], ["A", "B"], "right answers earn -1.000"),
+        ([{"name": "choice", "weight": 0.01}, {"name": "length", "weight": -1.0, "options": {"least": 2}}, {"name": "exact", "weight": -0.1}], ["A", "B"], "right answers earn"),
+    ],
+)  # fmt: skip
+def test_rewards_that_prefer_wrong_answers_are_found_out(names: list[Any], truths: list[str], told: str) -> None:
+    found = lint(names, truths)
+    assert told in found.problem()
+    with pytest.raises(SopError, match="would not teach") as raised:
+        reward_lint.require(found, "refuse")
+    assert raised.value.code == DATA and reward_lint.require(found, "warn") is None
+
+
+def test_required_references_are_part_of_a_right_answer() -> None:
+    found = lint(["cite", "exact"], ["可以"], references=["《民法典》第一条", "[2]"])
+    assert found.stats()["cite"]["right"] == 1 and found.stats()["cite"]["empty"] == 0 and len(found.lines()) == 4
