@@ -255,8 +255,8 @@ def lint(names: list[Any], truths: list[str], **extra: Any) -> reward_lint.Table
 @pytest.mark.parametrize(
     ("names", "truths"),
     [
-        (["choice"], ["A", "B"]), (["tags", "number"], ["8", "9元"]), ([{"name": "tags", "options": {"names": ["think"]}}, "exact"], ["甲", "乙"]), (["choice", "length",
-        "repetition"], ["A"]),
+        (["choice"], ["A", "B"]), (["tags", "number"], ["8", "9元"]), ([{"name": "tags", "options": {"names": ["think"]}}, "exact"], ["甲", "乙"]),
+        (["choice", "length", "repetition"], ["A"]),
         (["refusal", "exact"], ["无法回答", "甲"]), (["refusal"], ["无法回答", "甲", "乙"]), (["cite"], ["《刑法》第一条", "《刑法》第二条"]), (["json", "length"], ["甲"]),
     ],
 )  # fmt: skip

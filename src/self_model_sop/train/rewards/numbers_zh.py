@@ -33,38 +33,39 @@ _NUMBER = re.compile(
 _Dimension = tuple[tuple[str, int], ...]
 
 
+# dimension: units = how many of the dimension's own; ...
+_TABLE = """
+mass: 微克 μg ug mcg = 1/1000000; 毫克 mg = 1/1000; 克 g = 1; 两 = 50; 斤 = 500; 千克 公斤 kg = 1000; 吨 t = 1000000
+volume: 微升 μl = 1/1000000; 毫升 ml cc = 1/1000; 分升 dl = 1/10; 升 l = 1; 立方米 m3 = 1000
+length: 微米 μm = 1/1000000; 毫米 mm = 1/1000; 厘米 公分 cm = 1/100; 分米 dm = 1/10; 米 m = 1; 千米 公里 km = 1000
+area: 平方厘米 cm2 = 1/10000; 平方米 平米 m2 = 1; 公顷 = 10000; 平方公里 平方千米 km2 = 1000000
+time: 毫秒 ms = 1/1000; 秒 秒钟 s = 1; 分钟 min = 60; 刻钟 = 900; 小时 钟头 时 h = 3600; 天 日 d = 86400; 周 星期 礼拜 = 604800
+months: 月 个月 = 1; 季度 = 3; 年 周年 = 12
+money: 角 毛 = 1/10; 元 块 块钱 人民币 = 1
+energy: 焦 焦耳 j = 1; 千焦 kj = 1000; 卡 cal = 4184/1000; 千卡 大卡 kcal = 4184
+pressure: 帕 pa = 1; 毫米汞柱 mmhg = 133322/1000; 千帕 kpa = 1000; 兆帕 mpa = 1000000
+amount: 微摩尔 μmol umol = 1/1000000; 毫摩尔 mmol = 1/1000; 摩尔 mol = 1
+degrees: 度 摄氏度 °c ℃ ° = 1
+points: 分 = 1
+count: 国际单位 iu = 1
+"""
+
+
 def _units() -> dict[str, tuple[str, Fraction]]:
     """Text of a unit -> (dimension, factor to the unit that the dimension counts in)."""
-    table: dict[str, dict[str, str | int]] = {
-        "mass": {"微克": "1/1000000", "μg": "1/1000000", "ug": "1/1000000", "mcg": "1/1000000", "毫克": "1/1000", "mg": "1/1000", "克": 1, "g": 1, "千克": 1000, "公斤": 1000,
-        "kg": 1000,
-                 "斤": 500, "两": 50, "吨": 1000000, "t": 1000000},
-        "volume": {"微升": "1/1000000", "μl": "1/1000000", "毫升": "1/1000", "ml": "1/1000", "cc": "1/1000", "分升": "1/10", "dl": "1/10", "升": 1, "l": 1, "立方米": 1000,
-        "m3": 1000},
-        "length": {"微米": "1/1000000", "μm": "1/1000000", "毫米": "1/1000", "mm": "1/1000", "厘米": "1/100", "公分": "1/100", "cm": "1/100", "分米": "1/10", "dm": "1/10",
-        "米": 1, "m": 1,
-                   "千米": 1000, "公里": 1000, "km": 1000},
-        "area": {"平方厘米": "1/10000", "cm2": "1/10000", "平方米": 1, "平米": 1, "m2": 1, "公顷": 10000, "平方公里": 1000000, "平方千米": 1000000, "km2": 1000000},
-        "time": {"毫秒": "1/1000", "ms": "1/1000", "秒钟": 1, "秒": 1, "s": 1, "分钟": 60, "min": 60, "刻钟": 900, "小时": 3600, "钟头": 3600, "时": 3600, "h": 3600,
-        "天": 86400, "日": 86400,
-                 "d": 86400, "周": 604800, "星期": 604800, "礼拜": 604800},
-        "months": {"月": 1, "个月": 1, "季度": 3, "年": 12, "周年": 12},
-        "money": {"角": "1/10", "毛": "1/10", "元": 1, "块钱": 1, "块": 1, "人民币": 1},
-        "energy": {"焦": 1, "焦耳": 1, "j": 1, "千焦": 1000, "kj": 1000, "卡": "4184/1000", "cal": "4184/1000", "千卡": 4184, "大卡": 4184, "kcal": 4184},
-        "pressure": {"帕": 1, "pa": 1, "千帕": 1000, "kpa": 1000, "兆帕": 1000000, "mpa": 1000000, "毫米汞柱": "133322/1000", "mmhg": "133322/1000"},
-        "amount": {"微摩尔": "1/1000000", "μmol": "1/1000000", "umol": "1/1000000", "毫摩尔": "1/1000", "mmol": "1/1000", "摩尔": 1, "mol": 1},
-        "degrees": {"度": 1, "摄氏度": 1, "°c": 1, "℃": 1, "°": 1},
-        "points": {"分": 1},
-        "count": {"iu": 1, "国际单位": 1},
-    }  # fmt: skip
-    return {unit: (dimension, Fraction(factor)) for dimension, units in table.items() for unit, factor in units.items()}
+    found = {}
+    for line in _TABLE.strip().splitlines():
+        dimension, _, entries = line.partition(": ")
+        for entry in entries.split("; "):
+            names, _, factor = entry.partition(" = ")
+            found |= {name: (dimension, Fraction(factor)) for name in names.split()}
+    return found
 
 
 _UNITS = _units()
 _WORDS = re.compile("|".join(re.escape(u) + (r"(?![a-z])" if u.isascii() else "") for u in sorted(_UNITS, key=len, reverse=True)), re.IGNORECASE)
 _COUNTERS = re.compile(r"(?:[个只名位条件本张次人例种项套台辆片粒颗枚支瓶盒岁号倍步页]|人次)")
-_COMPOUND = {"时": {"分": ("time", Fraction(60))}, "小时": {"分": ("time", Fraction(60))}, "元": {"分": ("money", Fraction(1, 100))}, "角": {"分": ("money", Fraction(1, 100))},
-             "块": {"分": ("money", Fraction(1, 100))}, "毛": {"分": ("money", Fraction(1, 100))}, "钟头": {"分": ("time", Fraction(60))}}  # fmt: skip
+_SHARES = {**dict.fromkeys(("时", "小时", "钟头"), ("time", Fraction(60))), **dict.fromkeys(("元", "角", "块", "毛"), ("money", Fraction(1, 100)))}  # what 分 is behind them
 _FOLLOWS = re.compile(r"\s|[^\w]|$")
 _ALONE = re.compile(r"(?:[是为得约共有第负=:：(（、,，]|等于|大概|结果)\s*$")
 
@@ -143,7 +144,7 @@ def quantities(text: str, *, folded: bool = False) -> list[Quantity]:
         last = out[-1] if out else None
         gap = text[last.end : found.start] if last else " "
         if last and not gap.strip("零又 ") and "\n" not in gap and last.dimension:
-            special = _COMPOUND.get(previous, {}).get(unit)
+            special = _SHARES.get(previous) if unit == "分" else None
             if special:
                 found = _of(found, *special)
             if found.dimension == last.dimension and len(found.dimension) == 1 and found.factor < last.factor and not last.percent:
