@@ -128,6 +128,12 @@ def test_every_weight_and_new_rows(root: Path, tmp_path: Path) -> None:
     assert new.stats["trainable"]["new_rows"] == 40 and (new.path / "expansion.json").is_file()
 
 
+def test_in_half_precision_too_it_is_merged_as_it_scores(root: Path) -> None:
+    """The trainer computes under autocast, which must not colour the comparison of model and merged model."""
+    done = run(STAGE, _values(root, "half", precision="bf16", training_args__max_steps=8))
+    assert done.stats["precision"] == "bf16" and (done.path / "config.json").is_file() and done.stats["eval_accuracy_after"] >= 0.9
+
+
 def test_what_is_no_reward_model_is_refused(root: Path) -> None:
     with pytest.raises(SopError, match="this is no reward model"):
         load_judge(root / "model")

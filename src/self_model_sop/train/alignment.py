@@ -51,7 +51,7 @@ def located(config: RlhfConfig) -> tuple[RlhfConfig, str | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything before the trainer: `rows` is what an expansion of the vocabulary appended; the model has no adapter yet."""
+    """Everything before the trainer: `rows` are those of an expansion of the vocabulary that train; the model has no adapter yet."""
 
     model: Any
     rows: range | None
@@ -94,7 +94,7 @@ def prepare(config: RlhfConfig, work: Path, **options: Any) -> Prepared:
     model, rows = load_bare(config, tokenizer, config.peft, chosen, **options)
     place(model, config)
     return Prepared(
-        model=model, rows=rows, tokenizer=tokenizer, renderer=renderer, pairs=found, held_out=held_out, precision=chosen,
+        model=model, rows=rows if config.peft.new_rows != "freeze" else None, tokenizer=tokenizer, renderer=renderer, pairs=found, held_out=held_out, precision=chosen,
         pad_id=int(tokenizer.convert_tokens_to_ids(pad)), reports=trace.start(config.trace, config.trace_project, work),
     )  # fmt: skip
 

@@ -67,7 +67,7 @@ def _adapter(config: RlhfConfig, prepared: Prepared) -> Any:
 
     if not config.peft.enabled:
         return None
-    return adapter_config(prepared.model, config.peft, prepared.rows if config.peft.new_rows != "freeze" else None)
+    return adapter_config(prepared.model, config.peft, prepared.rows)
 
 
 def _reference(config: RlhfConfig, prepared: Prepared) -> Any:

@@ -105,7 +105,7 @@ def train(phase: Phase, root: Path, record: Record) -> dict[str, Any]:
     batch = {"per_device": trainer.args.per_device_train_batch_size, "accumulation": trainer.args.gradient_accumulation_steps, "processes": trainer.args.world_size}
     resumed_from = resumed.step if resumed else None
     done = {"steps": trainer.state.global_step, "resumed_from": resumed_from, "best": trainer.state.best_metric, "batch": batch, "saved": sharded}
-    return {**done, "model": trainer.model}
+    return {**done, "model": trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)}  # without the autocast that accelerate wraps around its forward
 
 
 def _peak_tokens_per_s(model: Any) -> float | None:

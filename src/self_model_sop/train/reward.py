@@ -36,12 +36,11 @@ def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
     size = 2 * int(config.training_args.get("per_device_eval_batch_size", 4))
     measures = prepared.held_out is not None and not config.sharded  # one device may not hold the model
     before: Any = finish.remembered(work, "scores_before", lambda: scores(model, prepared, size)) if measures else None
-    rows = prepared.rows if config.peft.new_rows != "freeze" else None
     phase = Phase(
         name="reward", model=model, dataset=prepared.pairs.dataset, collator=Numbered("reward", prepared.pad_id), arguments=config.training_args, precision=prepared.precision,
         seed=config.seed, learning_rates=learning_rates(config.peft, config.training_args), evaluate=prepared.held_out.dataset if prepared.held_out else None,
         name_of=prepared.pairs.names, reports=prepared.reports, deepspeed=config.deepspeed, fsdp=config.fsdp,
-        kind=kind_of(config, prepared.tokenizer, adapter_config(model, config.peft, rows, task="SEQ_CLS") if config.peft.enabled else None, None),
+        kind=kind_of(config, prepared.tokenizer, adapter_config(model, config.peft, prepared.rows, task="SEQ_CLS") if config.peft.enabled else None, None),
     )  # fmt: skip
     outcome = train(phase, work / "checkpoints", record)
     model, counts = outcome["model"], told(outcome["model"], prepared.rows)

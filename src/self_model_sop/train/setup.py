@@ -38,7 +38,7 @@ def load_for_training(config: TrainConfig, tokenizer: Any, peft: PeftSettings | 
     if peft and peft.enabled:
         model = adapters.attach(model, peft, rows if peft.new_rows != "freeze" else None)
     place(model, config)
-    return model, told(model, rows)
+    return model, told(model, rows if peft is None or peft.new_rows != "freeze" else None)
 
 
 def load_bare(config: TrainConfig, tokenizer: Any, peft: PeftSettings | None, precision: Precision, **options: Any) -> tuple[Any, range | None]:
