@@ -53,7 +53,7 @@ count: 国际单位 iu = 1
 
 def _units() -> dict[str, tuple[str, Fraction]]:
     """Text of a unit -> (dimension, factor to the unit that the dimension counts in)."""
-    found = {}
+    found: dict[str, tuple[str, Fraction]] = {}
     for line in _TABLE.strip().splitlines():
         dimension, _, entries = line.partition(": ")
         for entry in entries.split("; "):
