@@ -27,7 +27,7 @@ def checked(path: Path, template: str | None = None) -> dict[str, object]:
     tokenizer = served.renderer.tokenizer
     if template:
         tokenizer.chat_template = template
-    return serve.check_rendering(renderer_for(tokenizer), lambda m, v: str(native.post("/apply-template", {"messages": m, "chat_template_kwargs": v})["prompt"]))
+    return serve.check_rendering(renderer_for(tokenizer), native.prompt, bos=served.bos)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -42,6 +42,8 @@ def test_the_server_writes_the_prompts_of_training_for_every_shipped_template(na
 def test_another_template_than_that_of_training_is_refused(tmp_path: Path) -> None:
     source = families.read(TEMPLATES / "qwen2_chatml.json").source
     path = tiny_gguf(tmp_path / "m.gguf", template=source)
+    with pytest.raises(SopError, match="other prompts"):  # a first token that nobody adds must be in the text
+        checked(path, "<|endoftext|>" + source)
     with pytest.raises(SopError, match="other prompts than the model was trained on") as caught:
         checked(path, source.replace("<|im_start|>", "<|im_start|> "))
     assert caught.value.code == DATA

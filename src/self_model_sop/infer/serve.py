@@ -92,6 +92,7 @@ class Served:
     renderer: Any
     control: tuple[str, ...]
     context: int | None
+    bos: str = ""  # the first token's text, where llama.cpp puts that token before every prompt by itself
 
 
 def read_gguf(path: Path) -> Served:
@@ -109,10 +110,14 @@ def read_gguf(path: Path) -> Served:
         architecture = str(fields["general.architecture"].contents())
         tokens, types = (fields[f"tokenizer.ggml.{what}"].contents() for what in ("tokens", "token_type"))
         context = fields.get(f"{architecture}.context_length")
+        adds = fields.get("tokenizer.ggml.add_bos_token")
+        adds_bos = bool(adds.contents()) if adds else fields["tokenizer.ggml.model"].contents() == "llama"
     except (ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
         raise SopError(f"this is no GGUF file of a language model: {error}", where=display(path), fix="make it again with `sop infer gguf`", code=DATA) from error
     control = tuple(token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL)
-    return Served(path, renderer_for(_tokenizer(path)), control, int(context.contents()) if context else None)
+    tokenizer = _tokenizer(path)
+    bos = tokenizer.bos_token if adds_bos and tokenizer.bos_token else ""
+    return Served(path, renderer_for(tokenizer), control, int(context.contents()) if context else None, bos)
 
 
 def _tokenizer(path: Path) -> Any:
@@ -150,6 +155,10 @@ class Native:
         except urllib.error.HTTPError as error:
             raise SopError(f"the server answers {error.code}: {error.read()[:300].decode(errors='replace')}", where=path, code=DATA) from error
 
+    def prompt(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        """The text of a prompt."""
+        return str(self.post("/apply-template", {"messages": list(messages), "chat_template_kwargs": dict(variables)})["prompt"])
+
 
 def start(config: Config, served: Served, name: str) -> Native:
     """Load the model into llama.cpp's server.
@@ -183,12 +192,13 @@ def start(config: Config, served: Served, name: str) -> Native:
     return Native(server, server.listening_address, key)
 
 
-def check_rendering(renderer: Any, render: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str]) -> dict[str, Any]:
+def check_rendering(renderer: Any, render: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str], *, bos: str = "") -> dict[str, Any]:
     """The template variables under which the server writes the same prompts as the one rendering.
 
     Args:
         renderer: the one rendering, with the file's template.
         render: (messages, variables) -> the server's prompt text.
+        bos: the first token's text where the server adds that token itself, and may leave it out of the text.
 
     Raises:
         SopError: where it writes other prompts, with the first difference (exit code 3).
@@ -204,16 +214,11 @@ def check_rendering(renderer: Any, render: Callable[[Sequence[Mapping[str, Any]]
     unlike = ""
     for variables in _VARIABLES:
         pairs = ((text, render(messages, variables)) for messages, text in expected)
-        wrong = next(((text, got) for text, got in pairs if got not in _spellings(text, renderer.tokenizer.bos_token)), None)
+        wrong = next(((text, got) for text, got in pairs if got not in (text, text.removeprefix(bos))), None)
         if wrong is None:
             return variables
         unlike = unlike or f"\n  training: {wrong[0]!r}\n  server:   {wrong[1]!r}"
     raise SopError(f"the server writes other prompts than the model was trained on{unlike}", fix="nothing was served; make the GGUF file again, or report this template", code=DATA)
-
-
-def _spellings(text: str, bos: str | None) -> tuple[str, ...]:
-    """The prompt as text; its first token may be left to the tokenizer, which adds it."""
-    return (text, text[len(bos) :]) if bos and text.startswith(bos) else (text,)
 
 
 def _conversations() -> list[list[dict[str, str]]]:
@@ -296,7 +301,7 @@ def serve(config: Config) -> None:
         served = read_gguf(path)
         name = config.name or path.stem
         native = start(config, served, name)
-        variables = check_rendering(served.renderer, lambda messages, given: str(native.post("/apply-template", {"messages": messages, "chat_template_kwargs": given})["prompt"]))
+        variables = check_rendering(served.renderer, native.prompt, bos=served.bos)
         limits = front.Limits(body_bytes=config.max_body_bytes, requests=config.max_requests, choices=config.parallel, seconds=config.client_seconds)
         control = () if config.allow_control_tokens else served.control
         door = front.Door(key=key, behind=native.address, behind_key=native.key, limits=limits, control=control, variables=variables)
