@@ -16,8 +16,8 @@ from hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
-COPIED = ("config", "data_process", "tokenizer", "self_model", "AGENTS.md")
-GENERATED = shutil.ignore_patterns("fetch_data", "final_data", "merged_*", "checkpoints", "__pycache__")
+COPIED = ("config", "data_process", "tokenizer", "self_model", "inference", "AGENTS.md")
+GENERATED = shutil.ignore_patterns("fetch_data", "final_data", "merged_*", "checkpoints", "downloads", "conversion", "gguf-py", "__pycache__")
 
 
 def documented_commands() -> list[str]:
