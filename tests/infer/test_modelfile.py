@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -55,7 +56,7 @@ func main() {
 
 
 def renderer(name: str) -> Any:
-    tokenizer = for_family(name)
+    tokenizer = copy.deepcopy(for_family(name))
     tokenizer.chat_template = families.read(TEMPLATES / f"{name}.json").source
     return renderer_for(tokenizer)
 

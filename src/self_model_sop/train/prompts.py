@@ -15,7 +15,6 @@ from ..data.formats import RowError
 from ..data.rl import RLConfig, to_rl
 from ..errors import SopError
 from . import rewards
-from .corpus import source_of
 from .rewards import Part, Unscored
 
 
@@ -83,6 +82,8 @@ def read(path: Path, key: str, parts: Sequence[Part], renderer: Any = None, max_
 
 def rows(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
     """(source, row for reward functions or None, reason) of every record of a file."""
+    from .corpus import source_of
+
     for record in records.read(path):
         source = source_of(record)
         if record.row is None:
