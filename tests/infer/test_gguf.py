@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -223,17 +222,28 @@ def test_an_unknown_pre_tokenizer_is_said(tmp_path: Path) -> None:
 @pytest.mark.shared
 @pytest.mark.slow
 @needs_llama
-@pytest.mark.parametrize("name", ["qwen3", "llama3", "deepseek_v3", "llama2"])
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "deepseek_v3"])
 def test_real_tokenizers_expanded(tmp_path: Path, name: str) -> None:
-    if not (SHARED / "tokenizers" / name).is_dir():
-        pytest.skip("../shared is absent")
-    tokenizer = load_tokenizer(SHARED / "tokenizers" / name)
-    base = small(tmp_path / "base", tokenizer)
-    for file in (SHARED / "tokenizers" / name).glob("*.model"):
-        shutil.copyfile(file, base / file.name)
-    grown = grow(base, tmp_path)
+    grown = grow(small(tmp_path / "base", shared(name)), tmp_path)
     assert gguf.new_rows(grown)
     assert not export(grown, tmp_path / "out").stats["parity"]["violations"]
+
+
+@pytest.mark.gguf
+@pytest.mark.shared
+@pytest.mark.slow
+@needs_llama
+def test_a_tokenizer_that_llama_cpp_cannot_reproduce_is_refused(tmp_path: Path) -> None:
+    """SentencePiece without its tokenizer.model: the converter invents the scores of its pieces, and other pieces come out."""
+    with pytest.raises(SopError, match="lines are tokenised differently"):
+        export(small(tmp_path / "base", shared("llama2")), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.gguf"))
+
+
+def shared(name: str) -> Any:
+    if not (SHARED / "tokenizers" / name).is_dir():
+        pytest.skip("../shared is absent")
+    return load_tokenizer(SHARED / "tokenizers" / name)
 
 
 def test_what_the_converter_takes_as_template_is_what_was_trained_with(tmp_path: Path) -> None:
