@@ -222,7 +222,7 @@ def test_an_unknown_pre_tokenizer_is_said(tmp_path: Path) -> None:
 @pytest.mark.shared
 @pytest.mark.slow
 @needs_llama
-@pytest.mark.parametrize("name", ["qwen3", "llama3", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["qwen3", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("llama3", "deepseek_v3"))])
 def test_real_tokenizers_expanded(tmp_path: Path, name: str) -> None:
     grown = grow(small(tmp_path / "base", shared(name)), tmp_path)
     assert gguf.new_rows(grown)
