@@ -393,7 +393,7 @@ def _asked(question: str, found: Mapping[str, Any], i: int, reference: str | Non
 
 def parity(story: Story) -> Section:
     """Whether exported models say what the trained one says, where an export measured it."""
-    rows = [[escape(p.id), escape(p.stage), *([escape(k), escape(_plain(v))])] for p in story.pieces if p.stage.startswith("infer.") for k, v in _flat(p.stats.get("parity"))]
+    rows = [[escape(p.id), escape(p.stage), *([escape(k), escape(_plain(v))])] for p in story.pieces for k, v in _flat(p.stats.get("parity"))]
     lead = Text("The exported model against the one that was trained.", "导出的模型与训练所得模型的一致性。")
     header = [Text("artifact", "产物"), Text("stage", "阶段"), Text("measure", "指标"), Text("value", "数值")]
     return Section("parity", Text("Parity", "导出一致性"), lead, panel(table(header, rows, words=3)))
