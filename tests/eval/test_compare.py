@@ -132,6 +132,14 @@ def test_the_same_documents_for_every_model(folder: Path, tmp_path: Path) -> Non
     assert len({bits["domain"]["bytes"] for bits in done.stats["bits"].values()}) == 1
 
 
+def test_long_documents_are_read_up_to_a_limit_and_long_conversations_left_out(folder: Path, tmp_path: Path) -> None:
+    whole = compare.run(config_of(folder, tmp_path / "whole", prompts=())).stats
+    short = compare.run(config_of(folder, tmp_path / "short", prompts=(), max_chars=15, cache_dir=tmp_path / "whole" / ".cache")).stats
+    assert short["bits"]["small"]["domain"]["documents"] == whole["bits"]["small"]["domain"]["documents"]
+    assert short["bits"]["small"]["domain"]["chars"] < whole["bits"]["small"]["domain"]["chars"]
+    assert short["sft"]["small"]["conversations"] < whole["sft"]["small"]["conversations"]
+
+
 def test_sampled_answers_are_seeded(folder: Path, tmp_path: Path) -> None:
     config = config_of(folder, tmp_path / "a", sft_file=None, texts={}, samples=2, answers=Decoding(max_new_tokens=6, temperature=1.5, seed=3))
     first, second = compare.run(config), compare.run(replace(config, output_dir=tmp_path / "b"))

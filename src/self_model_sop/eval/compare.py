@@ -52,6 +52,7 @@ class Config:
     window: int = option(1024, "tokens that a model sees at once; longer documents are read in windows that overlap by half")
     batch_size: int = option(8, "windows per forward pass", cosmetic=True)
     max_documents: int | None = option(None, "measure at most so many documents of a file, chosen by content hash")
+    max_chars: int | None = option(None, "read only so many characters from the beginning of each document; longer conversations of `sft_file` are left out")
     training: tuple[Path, ...] = option((), "what the models were trained on: how many items of each set it contains is counted and shown", path="input")
     guard: Guard = option(factory=Guard)
     seed: int = option(0, "seed of the bootstrap")
@@ -133,13 +134,17 @@ def _tasks(run: Run[Config]) -> Iterator[Task]:
         sha = run.inputs[f"text {name}"]["sha256"]
 
         def bits(opened: Opened, path: Path = path) -> dict[str, Any]:
-            return measure_text(opened, config, read(path, lambda: documents(path, config.text_fields, config.max_documents)).items)
+            return measure_text(opened, config, read(path, lambda: documents(path, config.text_fields, config.max_documents, config.max_chars)).items)
 
-        yield Task("bits", name, sha, (*common, "window", "max_documents", "text_fields"), bits)
+        yield Task("bits", name, sha, (*common, "window", "max_documents", "max_chars", "text_fields"), bits)
     if config.sft_file:
         path = config.sft_file
         sha = [run.inputs[k]["sha256"] for k in ("sft_file", "template") if k in run.inputs]
-        yield Task("sft", "", sha, (*common, "window", "max_documents"), lambda o: measure_sft(o, config, read(path, lambda: conversations(path, config.max_documents)).items))
+
+        def sft(opened: Opened, path: Path = path) -> dict[str, Any]:
+            return measure_sft(opened, config, read(path, lambda: conversations(path, config.max_documents, config.max_chars)).items)
+
+        yield Task("sft", "", sha, (*common, "window", "max_documents", "max_chars"), sft)
     yield from exam_tasks(config, run.inputs)
     asked = prompts(config.prompts, config.prompts_file)
     if asked:
@@ -180,7 +185,7 @@ def _contamination(config: Config) -> dict[str, Any]:
     """Of each text and question set: how many items the training data contains."""
     if not config.training:
         return {}
-    sets: dict[str, Sequence[Any]] = {name: documents(path, config.text_fields, config.max_documents).items for name, path in config.texts.items()}
+    sets: dict[str, Sequence[Any]] = {name: documents(path, config.text_fields, config.max_documents, config.max_chars).items for name, path in config.texts.items()}
     sets |= {name: read_for(config, name).items for name in config.questions}
     return {name: summary(items, contaminated(items, config.training)) for name, items in sets.items()}
 
@@ -247,8 +252,8 @@ def _preflight(config: Config) -> Iterator[tuple[str, str, str]]:
         yield "texts", "nothing to measure on", "give texts, questions, sft_file or prompts"
     if config.samples and not config.answers.temperature:
         yield "answers.temperature", "sampled answers at temperature 0 would all be the greedy one", "for example answers.temperature=0.8"
-    if config.window < 2 or config.batch_size < 1 or config.samples < 0 or (config.max_documents is not None and config.max_documents < 1):
-        yield "window", "needs window >= 2, batch_size >= 1, samples >= 0, max_documents >= 1", ""
+    if config.window < 2 or config.batch_size < 1 or config.samples < 0 or any(n is not None and n < 1 for n in (config.max_documents, config.max_chars)):
+        yield "window", "needs window >= 2, batch_size >= 1, samples >= 0, max_documents >= 1, max_chars >= 1", ""
     for name in config.guard.general:
         if name not in config.texts and name not in config.questions:
             yield "guard.general", f"no text or question set {name!r}", "known: " + ", ".join([*config.texts, *config.questions])

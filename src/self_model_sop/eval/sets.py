@@ -21,21 +21,23 @@ class Chosen(NamedTuple):
     unread: dict[str, int]
 
 
-def documents(path: Path, text_fields: Sequence[str] = (), limit: int | None = None) -> Chosen:
-    """Texts of a file of any format (a .txt file: one document per line); with `limit` those with the smallest content hash."""
+def documents(path: Path, text_fields: Sequence[str] = (), limit: int | None = None, max_chars: int | None = None) -> Chosen:
+    """Texts of a file of any format (a .txt file: one document per line); with `limit` those with the smallest content hash, with `max_chars` the beginning of each."""
     from ..data.formats import to_text
 
-    return _choose(path, lambda row: to_text(row, text_fields), lambda text: text, limit, "texts")
+    return _choose(path, lambda row: to_text(row, text_fields)[:max_chars], lambda text: text, limit, "texts")
 
 
-def conversations(path: Path, limit: int | None = None) -> Chosen:
-    """Conversations (lists of messages) with an answer, out of a fine-tuning file, chosen in the same way."""
+def conversations(path: Path, limit: int | None = None, max_chars: int | None = None) -> Chosen:
+    """Conversations (lists of messages) with an answer, out of a fine-tuning file, chosen in the same way; those longer than `max_chars` are left out: half an answer is none."""
     from ..data.formats import RowError, to_messages
 
     def answered(row: dict[str, Any]) -> list[dict[str, Any]]:
         messages = to_messages(row)
         if not any(m["role"] == "assistant" and (m.get("content") or m.get("tool_calls")) for m in messages):
             raise RowError("no_answer")
+        if max_chars is not None and sum(len(str(m.get("content") or "")) for m in messages) > max_chars:
+            raise RowError("longer_than_max_chars")
         return messages
 
     return _choose(path, answered, lambda messages: "\0".join(str(m.get("content")) for m in messages), limit, "conversations")
