@@ -4,11 +4,13 @@
 #
 #   bash inference/llama.cpp/setup.sh [--converter-only]
 #
+# The environment: PYTHON, else the project's .venv (where `uv run` works), else `python`. The compiled wheel is kept beside the download, for the next environment.
 # CMAKE_ARGS="-DGGML_CUDA=on" compiles for a GPU.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 version=0.3.36
-python="${PYTHON:-python}"
+venv="$here/../../.venv/bin/python"
+python="${PYTHON:-$([ -x "$venv" ] && echo "$venv" || echo python)}"
 sources="$here/llama.cpp"
 
 if command -v uv > /dev/null && ! "$python" -m pip --version > /dev/null 2>&1; then
@@ -33,15 +35,19 @@ if "$python" -c "import llama_cpp; assert llama_cpp.__version__ == '$version'" 2
     echo "llama-cpp-python $version is installed"
     exit 0
 fi
-# only what is used: no image models, no command-line tools, no server, and not the library that those share (half of the compiling)
-build="$(mktemp -d)"
-trap 'rm -rf "$build"' EXIT
-tar -xzf "$here/downloads/llama_cpp_python-$version.tar.gz" -C "$build" --strip-components=1
-sed -i.orig 's/set(LLAMA_BUILD_COMMON ON /set(LLAMA_BUILD_COMMON OFF /' "$build/CMakeLists.txt"
-export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF ${CMAKE_ARGS:-}"
-export CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)}"
+wheel() { find "$here/downloads" -name "llama_cpp_python-$version-*.whl" | head -n 1; }
+if [ -z "$(wheel)" ]; then
+    # only what is used: no image models, no command-line tools, no server, and not the library that those share (half of the compiling)
+    build="$(mktemp -d)"
+    trap 'rm -rf "$build"' EXIT
+    tar -xzf "$here/downloads/llama_cpp_python-$version.tar.gz" -C "$build" --strip-components=1
+    sed -i.orig 's/set(LLAMA_BUILD_COMMON ON /set(LLAMA_BUILD_COMMON OFF /' "$build/CMakeLists.txt"
+    export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF ${CMAKE_ARGS:-}"
+    export CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)}"
+    pip wheel --quiet --no-deps --wheel-dir "$here/downloads" "$build"
+fi
 if command -v uv > /dev/null; then
-    uv pip install --quiet --python "$("$python" -c 'import sys; print(sys.executable)')" "$build"
+    uv pip install --quiet --python "$("$python" -c 'import sys; print(sys.executable)')" "$(wheel)"
 else
-    pip install --quiet "$build"
+    pip install --quiet "$(wheel)"
 fi

@@ -14,6 +14,7 @@ import torch
 
 from chat_tokenizers import FAMILIES, SHARED, TEMPLATES, for_family, real
 from self_model_sop import errors
+from self_model_sop.artifact import Target
 from self_model_sop.cli import main
 from self_model_sop.errors import SopError
 from self_model_sop.infer import gguf, llama_cpp, parity
@@ -25,7 +26,7 @@ from self_model_sop.train import families, finish
 from self_model_sop.train.model import load_model, load_tokenizer
 from self_model_sop.train.template import renderer_for
 from tiny_models import tiny_bert, tiny_llama, tiny_qwen
-from tiny_runs import expanded, run
+from tiny_runs import run
 from tiny_tokenizers import chinese, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,7 @@ def test_an_adapter_and_a_quantised_model_are_refused(tmp_path: Path, capsys: py
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text(text)
+        (folder / "model.safetensors").touch()
         assert main(["infer", "gguf", "--model_path", str(folder), "--output_path", str(tmp_path / "out.gguf")]) == errors.USAGE
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out.gguf").exists()
@@ -67,6 +69,15 @@ def test_without_llama_cpp_the_command_that_sets_it_up_is_named(tmp_path: Path, 
     with pytest.raises(SopError) as caught:
         llama_cpp.sources(ROOT)
     assert caught.value.code == errors.ENVIRONMENT and llama_cpp.SETUP in str(caught.value)
+
+
+def test_the_set_up_brings_the_version_that_is_recorded() -> None:
+    assert f"\nversion={llama_cpp.VERSION}\n" in (ROOT / "inference/llama.cpp/setup.sh").read_text(encoding="utf-8")
+
+
+def test_the_file_is_named_after_its_kind_unless_it_has_a_name() -> None:
+    assert gguf._target(gguf.Config(quantize="q4_k_m")).group == "model-q4_k_m"
+    assert gguf._target(gguf.Config(output_path=Path("a/b.gguf"))) == Target(Path("a"), "b") and gguf._target(gguf.Config(output_path=Path("a"))) == Target(Path("a"))
 
 
 def test_the_appended_tokens_are_taken_out_again(tmp_path: Path) -> None:
@@ -255,7 +266,3 @@ def test_what_the_converter_takes_as_template_is_what_was_trained_with(tmp_path:
         (tmp_path / name).mkdir()
         finish.save_tokenizer(tokenizer, tmp_path / name, renderer)
         assert library.SpecialVocab(tmp_path / name, load_merges=False).chat_template == renderer.template == families.read(TEMPLATES / f"{name}.json").source, name
-
-
-def test_expansion_records_are_needed_only_where_something_was_appended(tmp_path: Path) -> None:
-    assert gguf.new_rows(tiny_qwen(tmp_path / "a")) is None and gguf.new_rows(expanded(tiny_qwen(tmp_path / "b"))) == range(500, 540)

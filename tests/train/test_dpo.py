@@ -19,7 +19,7 @@ from self_model_sop.errors import DATA, SopError
 from self_model_sop.ops import summary
 from self_model_sop.ops.pipeline import load_pipeline
 from self_model_sop.stage import load_for
-from self_model_sop.train import pairs
+from self_model_sop.train import alignment, pairs
 from self_model_sop.train.dpo import STAGE
 from self_model_sop.train.model import load_model, load_tokenizer, load_with_adapter
 from self_model_sop.train.pairs import Limits, PairSet
@@ -109,6 +109,7 @@ def test_losses_are_those_of_trl_itself(root: Path, method: str, lora: bool, mor
 def test_accuracy_and_margin_rise_on_held_out_pairs(root: Path, method: str) -> None:
     done = _run(root, f"rise-{method}", loss_type="sigmoid" if method == "dpo" else method, training_args__max_steps=16)
     stats = done.stats
+    assert f"95 %: {alignment.interval(stats)[0]:.3f}" in "".join(alignment.summary(done)) and "chance" not in "".join(alignment.summary(done))
     assert stats["algorithm"] == method and stats["eval_accuracy_before"] <= 0.5 < 0.9 <= stats["eval_accuracy_after"]
     assert stats["eval_margin_after"] > stats["eval_margin_before"] and stats["eval_likelier_after"] > stats["eval_likelier_before"]
     assert stats["rows"]["kept"] == 32 and stats["eval_rows"]["kept"] == 10 and stats["tokens"] > stats["supervised_tokens"] > 0
@@ -300,6 +301,8 @@ def test_a_pipeline_tells_of_preferences(root: Path, tmp_path: Path) -> None:
     row = next(line for line in text.splitlines() if line.startswith("| dpo | dpo |"))
     assert f"| {done.stats['eval_accuracy_after']:.3f} |" in row and "nats per token" not in text
     page = (tmp_path / "runs" / "report.html").read_text(encoding="utf-8")
+    low, high = alignment.interval(done.stats)
+    assert low < done.stats["eval_accuracy_after"] <= high + 1e-9 and f"({low:.3f}-{high:.3f})" in page
     assert "held-out accuracy: before" in page and f"{done.stats['eval_margin_after']:.3f}" in page
 
 

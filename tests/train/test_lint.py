@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from chat_tokenizers import QWEN, TEMPLATES, for_family, tiny
-from self_model_sop.errors import DATA, SopError
-from self_model_sop.train import lint, lint_view
-from self_model_sop.train.lint import check
+from self_model_sop.errors import DATA, USAGE, SopError
+from self_model_sop.train import lint, lint_view, proof
+from self_model_sop.train.proof import check
 from self_model_sop.train.template import Rendered, Renderer, renderer_for
 
 PAIR = {"conversations": [{"from": "human", "value": "头疼怎么办?"}, {"from": "gpt", "value": "多喝水,注意休息。"}]}
@@ -135,6 +135,54 @@ def test_the_command_refuses_an_empty_mask(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "page.html").is_file()
 
 
+PREFERENCE = {"prompt": "头疼怎么办?", "chosen": "多喝水,注意休息。", "rejected": "不知道"}
+
+
+def alignment(folder: Path, **lines: str) -> Path:
+    """`rlhf.yaml` beside the project of `project`, with some of its lines replaced."""
+    project(folder, [])
+    given = {
+        "algorithm": "dpo", "model_name_or_path": "./model", "data": "{train_file: pairs.jsonl, max_length: 200}", "training_args": "{output_dir: out/dpo}",
+        "ppo": "{train_file: prompts.jsonl, train_batch_size: 2, ppo_mini_batch_size: 2, rollout_backend: transformers}",
+    } | lines  # fmt: skip
+    path = folder / "config" / "rlhf.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in given.items()), encoding="utf-8")
+    return path
+
+
+def write(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_both_answers_of_a_pair_are_shown_and_the_pairs_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long, same = {**PREFERENCE, "chosen": "好" * 400}, {**PREFERENCE, "rejected": PREFERENCE["chosen"]}
+    exchanged = {**PREFERENCE, "chosen": PREFERENCE["rejected"], "rejected": PREFERENCE["chosen"]}
+    write(tmp_path / "pairs.jsonl", [PREFERENCE, "{broken", long, same, {"nothing": 1}, exchanged])
+    assert lint.main(["--config", str(alignment(tmp_path)), "--samples", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "6 rows, 3 pairs" in out and "identical_answers 1" in out and "not_a_preference 1" in out and "1 pairs have an answer that is cut" in out
+    assert "1 pairs stand there with their answers exchanged" in out and "8 of 8 rows decode" in out
+    page = (tmp_path / "out" / "dpo.lint.html").read_text(encoding="utf-8")
+    assert page.count("<h2>") == 2 and "(chosen)" in page and "(rejected)" in page
+    assert re.search(r'<span class="y">不知道</span><span class="y c">&lt;\|im_end\|&gt;</span>', page)
+    config = tmp_path / "config" / "rlhf.yaml"
+    assert lint.main(["--config", str(config), "algorithm=reward", "--samples", "0"]) == 0  # which never reads half an answer
+    assert "6 rows, 2 pairs" in capsys.readouterr().out
+    assert lint.main(["--config", str(config), "algorithm=dpoo"]) == USAGE and "did you mean 'dpo'" in capsys.readouterr().err
+
+
+def test_prompts_are_shown_with_what_the_rewards_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judged = {"data_source": "x", "ability": "choice", "extra_info": {}}
+    rows = [{"prompt": [{"role": "user", "content": f"选{letter}"}], "reward_model": {"style": "rule", "ground_truth": letter}, **judged} for letter in "AB"]
+    write(tmp_path / "prompts.jsonl", [*rows, {"prompt": [], "reward_model": {"ground_truth": "A"}, **judged}])
+    config = alignment(tmp_path, algorithm="grpo", rewards="[{name: choice}]")
+    assert lint.main(["--config", str(config), "--samples", "1"]) == 0
+    said = capsys.readouterr()
+    assert "<|im_start|>user\n选A<|im_end|>" in said.out and "ground truth: A" in said.out and "3 rows, 2 prompts" in said.out
+    assert "right 1.00" in said.err + said.out and "another row's 0.00" in said.err + said.out
+    assert lint.main(["--config", str(config), "rewards=[{name: length, weight: 1.0, options: {most: 1}}, {name: choice, weight: -1.0}]"]) == DATA
+
+
 def test_data_in_a_sample_cannot_break_the_page(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "</pre><script>alert(1)</script>"}, {"role": "assistant", "content": "<b>&amp;"}]}
     page = lint_view.html(check(renderer(), [row], samples=1))
@@ -144,9 +192,9 @@ def test_data_in_a_sample_cannot_break_the_page(tmp_path: Path) -> None:
 def test_the_preflight_passes_what_the_later_rows_decide_and_stops_on_a_wrong_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(NO_ANSWER) + "\n" + json.dumps(PAIR) + "\n", encoding="utf-8")
-    assert lint.preflight(renderer(), [path], rows=1).learned == 0
-    assert lint.preflight(renderer(), [path]).learned > 0
+    assert proof.preflight(renderer(), [path], rows=1).learned == 0
+    assert proof.preflight(renderer(), [path]).learned > 0
     right = renderer()
     path.write_text(json.dumps(PAIR) + "\n", encoding="utf-8")
     with pytest.raises(SopError, match="not exactly"):
-        lint.preflight(Wrong(right.tokenizer, right.template, name="wrong"), [path])
+        proof.preflight(Wrong(right.tokenizer, right.template, name="wrong"), [path])

@@ -15,7 +15,7 @@ import pytest
 from chat_tokenizers import FAMILIES, QWEN, REAL, SHARED, TEMPLATES, for_family, learned, plain_ids, real, tiny
 from self_model_sop.data.formats import RowError, to_messages, tools_of
 from self_model_sop.errors import DATA, USAGE, SopError
-from self_model_sop.train import families, lint
+from self_model_sop.train import families, proof
 from self_model_sop.train.template import Renderer, TemplateError, ensure_pad, renderer_for
 
 SYSTEM = {"role": "system", "content": "你是医生。"}
@@ -48,7 +48,7 @@ def test_every_turn_of_every_family_is_learned_exactly(name: str) -> None:
         markers = [turn.end_marker for turn in found.turns]
         assert all(markers)
         assert learned(tokenizer, found) == "".join(text + marker for text, marker in zip(wanted, markers, strict=True)) or name == "llama2_chat"
-        report = lint.check(made, [{"messages": talk}]).require()
+        report = proof.check(made, [{"messages": talk}]).require()
         assert report.kept == 1 and not report.unended
 
 
@@ -89,7 +89,7 @@ def test_tool_calls_are_learned_and_their_results_are_not(name: str, arguments: 
     assert '"query": "感冒"' in text and "search" in text and SAY["content"] in text
     assert "结果" not in text and "parameters" not in text and ASK["content"] not in text
     assert text.count(found.turns[0].end_marker) == 2
-    assert lint.check(made, [{"messages": talk, "tools": [TOOL]}]).require().kept == 1
+    assert proof.check(made, [{"messages": talk, "tools": [TOOL]}]).require().kept == 1
 
 
 def test_a_template_without_tools_gets_calls_as_text_and_says_so() -> None:
@@ -322,7 +322,7 @@ def assert_exact(made: Renderer, rows: list[dict[str, Any]]) -> None:
             wanted = "".join(m["content"] + turn.end_marker for m, turn in zip(turns, found.turns, strict=True))
             assert "".join(learned(tokenizer, found).split()) == "".join(wanted.split())
         rendered += 1
-    report = lint.check(made, rows).require()
+    report = proof.check(made, rows).require()
     assert rendered >= report.kept > 0.9 * len(rows)
     assert not report.unproven and not report.unended
 
@@ -348,7 +348,7 @@ def test_exact_on_every_real_row(name: str, data: str) -> None:
 @pytest.mark.parametrize("name", ["llama2_chat", "plain"])
 def test_exact_with_a_tokenizer_that_has_no_template(name: str, data: str) -> None:
     made, rows = renderer_for(real("llama2"), TEMPLATES / f"{name}.json"), rows_of(data, None)
-    report = lint.check(made, rows).require()
+    report = proof.check(made, rows).require()
     assert report.kept > 0.9 * len(rows) and not report.unended
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .harness import Outcome
+if TYPE_CHECKING:
+    from .harness import Outcome
 
 _Z = 1.959963984540054  # two-sided 95 %
 RESAMPLES = 10_000
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
+def wilson(right: float, total: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927): right also near 0 and 1, and never outside them."""
     if not total:
         return 0.0, 1.0

@@ -15,8 +15,7 @@ from ..config import option, project_root
 from ..console import note
 from ..stage import Artifact, Run, Stage, stage_main
 from ..train.adapters import new_rows
-from ..train.model import is_adapter
-from . import llama_cpp, modelfile, parity
+from . import exported, llama_cpp, modelfile, parity
 from .parity import Bound, Kind, Parity
 
 DIRECT = ("f32", "f16", "bf16", "q8_0")  # what the converter writes by itself; the rest is the quantiser's
@@ -36,7 +35,7 @@ class Config:
     """`config/infer_config/gguf.yaml`."""
 
     model_path: Path = option(Path("self_model/checkpoints/merged"), "folder of a full model", path="input", flag="--model_path")
-    output_path: Path = option(Path("exports/model-f16.gguf"), "the .gguf file, or a folder for it", path="output", flag="--output_path")
+    output_path: Path | None = option(None, "the .gguf file, or a folder for it; none: exports/model-<quantize>.gguf", path="output", flag="--output_path")
     quantize: str = option("f16", "f32, f16, bf16, q8_0, q4_k_m and so on: llama.cpp's names", flag="--quantize")
     imatrix: Path | None = option(None, "text of yours: the columns that it uses are kept more exactly", path="input", flag="--imatrix")
     imatrix_tokens: int = option(20_000, "so many tokens of it")
@@ -49,9 +48,8 @@ class Config:
 
 
 def _target(config: Config) -> Target:
-    if config.output_path.suffix == ".gguf":
-        return Target(config.output_path.parent, config.output_path.stem)
-    return Target(config.output_path)
+    path = config.output_path or project_root() / "exports" / f"model-{config.quantize}.gguf"
+    return Target(path.parent, path.stem) if path.suffix == ".gguf" else Target(path)
 
 
 def _names(config: Config) -> tuple[str, str, str]:
@@ -73,17 +71,8 @@ def _preflight(config: Config) -> list[tuple[str, str, str]]:
     if config.imatrix is not None and config.quantize in DIRECT:
         found.append(("imatrix", f"{config.quantize} does not use an importance matrix", "leave it out"))
     if config.model_path.is_dir():
-        found += _fit_to_convert(config)
+        found += exported.misfits(config.model_path)
     return found
-
-
-def _fit_to_convert(config: Config) -> list[tuple[str, str, str]]:
-    if is_adapter(config.model_path):
-        return [("model_path", "this folder holds an adapter", "merge it first: sop train merge")]
-    if not (config.model_path / "config.json").is_file():
-        return [("model_path", "this folder holds no model (no config.json)", "point to the output of sop train merge, pretrain or sft")]
-    named = json.loads((config.model_path / "config.json").read_text(encoding="utf-8")).get("quantization_config")
-    return [("model_path", f"its weights are quantised already ({named.get('quant_method')})", "export the model that was quantised")] if named else []
 
 
 # --- building -------------------------------------------------------------------------------------------------------------------------------
@@ -105,15 +94,15 @@ def build(run: Run[Config]) -> dict[str, Any]:
     converter = llama_cpp.sources(project_root())
     scratch = run.work / ".scratch"
     scratch.mkdir()
+    out = run.work / _names(config)[0]
+    direct = config.quantize in DIRECT
+    whole = out if direct else scratch / "whole.gguf"  # before the source is asked: what llama.cpp does not know it says at once
+    kind = config.quantize if direct else _outtype(config.model_path)
+    llama_cpp.convert(converter, config.model_path, whole, kind, base_tokenizer=without_new_tokens(config.model_path, scratch), split=config.split_max_size)
     model, tokenizer = open_model(config.model_path)
     source = TorchSide(model, tokenizer, "source")
     reference = reference_of(source, config.parity, scratch / "reference", new_texts(config.model_path, tokenizer))
-    out = run.work / _names(config)[0]
-    if config.quantize in DIRECT:
-        llama_cpp.convert(converter, config.model_path, out, config.quantize, base_tokenizer=without_new_tokens(config.model_path, scratch), split=config.split_max_size)
-        importance_tokens = 0
-    else:
-        importance_tokens = _quantised(config, converter, source, scratch, out)
+    importance_tokens = 0 if direct else _quantised(config, source, _first_part(scratch, "whole"), out)
     renderer = source.renderer
     del model, source
     report = _compared(run, reference)
@@ -122,18 +111,19 @@ def build(run: Run[Config]) -> dict[str, Any]:
     if renderer is not None:
         modelfile.write(run.work / _names(config)[2], parts[0], renderer, system=config.system, parameters=config.parameters or None)
     return {
-        "quantize": config.quantize, "files": [p.name for p in parts], "bytes": sum(p.stat().st_size for p in parts), "source_bytes": _weights(config.model_path),
-        "importance_tokens": importance_tokens, "llama_cpp_python": llama_cpp.VERSION, "parity": parity.numbers(report), "line": parity.line(report),
+        "quantize": config.quantize, "files": [p.name for p in parts], "bytes": sum(p.stat().st_size for p in parts), "source_bytes": exported.weights_bytes(config.model_path),
+        "importance_tokens": importance_tokens, "llama_cpp_python": llama_cpp.VERSION, "parity": parity.numbers(report),
     }  # fmt: skip
 
 
-def _quantised(config: Config, converter: Path, source: Any, scratch: Path, out: Path) -> int:
-    """By way of an unquantised file; returns how many tokens the importance matrix comes from."""
-    whole = scratch / "whole.gguf"
-    stored = str(source.model.dtype if (stored_as := source.model.config.dtype) is None else stored_as).replace("torch.", "")
-    outtype = {"bfloat16": "bf16", "float16": "f16"}.get(stored, "f32")
-    llama_cpp.convert(converter, config.model_path, whole, outtype, base_tokenizer=without_new_tokens(config.model_path, scratch), split=config.split_max_size)
-    first = _first_part(scratch, "whole")
+def _outtype(folder: Path) -> str:
+    """The unquantised type that loses nothing of a model's weights."""
+    named = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {"bfloat16": "bf16", "float16": "f16"}.get(str(named.get("dtype") or named.get("torch_dtype")), "f32")
+
+
+def _quantised(config: Config, source: Any, first: Path, out: Path) -> int:
+    """The quantiser's work on an unquantised file (its first part); returns how many tokens the importance matrix comes from."""
     found: dict[str, Any] = {}
     tokens = 0
     if config.imatrix is not None:
@@ -186,10 +176,6 @@ def _compared(run: Run[Config], reference: parity.Reference) -> dict[str, Any]:
     return parity.enforce(measured, bound, report=run.work / _names(config)[1], failed=target.hidden(parity.FAILED), allow=config.allow_divergence, fix=fix)
 
 
-def _weights(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-
-
 def without_new_tokens(model: Path, scratch: Path) -> Path | None:
     """A copy of a model's tokenizer with the appended tokens taken out again: what the base's was. None where there are none, or it has no merges.
 
@@ -225,7 +211,7 @@ def _plan(config: Config) -> list[str]:
 
 def _summary(artifact: Artifact) -> list[str]:
     stats = artifact.stats
-    return [f"{', '.join(stats['files'])}: {stats['bytes'] / 2**20:,.0f} MiB (source {stats['source_bytes'] / 2**20:,.0f} MiB)", stats["line"]]
+    return [f"{', '.join(stats['files'])}: {stats['bytes'] / 2**20:,.0f} MiB (source {stats['source_bytes'] / 2**20:,.0f} MiB)", parity.line(stats["parity"])]
 
 
 STAGE = Stage(

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -132,7 +132,6 @@ class Reference:
     lines: list[tuple[str, list[int]]]
     stop_ids: list[int]
     texts: list[tuple[int, list[int], float]]  # bytes, ids with the start token, nats
-    start: list[int] = field(default_factory=list)
 
 
 def refer(source: Source, probes: Probes, texts: Sequence[str], tokens: int, folder: Path) -> Reference:
@@ -151,7 +150,7 @@ def refer(source: Source, probes: Probes, texts: Sequence[str], tokens: int, fol
     encoded = [[*start, *ids] for ids in source.encode(texts, control=False)]
     scored = [(len(t.encode()), ids, _nats(source, ids)) for t, ids in zip(texts, encoded, strict=True)]
     lines = list(zip(probes.lines, source.encode(probes.lines, control=False), strict=True))
-    return Reference(source.name, source.template(), source.vocabulary(), asked, lines, source.stop_ids(), scored, start)
+    return Reference(source.name, source.template(), source.vocabulary(), asked, lines, source.stop_ids(), scored)
 
 
 def _nats(side: Side, ids: Sequence[int]) -> float:
@@ -292,7 +291,7 @@ def numbers(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def line(report: dict[str, Any]) -> str:
-    """The report in one line, for the summary of a stage."""
+    """A report, or what a manifest keeps of it, in one line."""
     if "kl" not in report:
         return "parity: not comparable (" + "; ".join(report["violations"]) + ")"
     bits = report.get("bits_per_byte")

@@ -22,8 +22,7 @@ from ..errors import SopError, missing_extra
 from ..eval.models import Device
 from ..stage import Artifact, Run
 from ..train.adapters import EXPANSION
-from ..train.model import is_adapter
-from . import calibration, parity
+from . import calibration, exported, parity
 from .parity import Kind, Parity
 
 GROUP_SIZES = (128, 64, 32)  # and -1, one group per row: what vLLM's kernels read
@@ -80,15 +79,9 @@ def problems(config: Config, bits: Sequence[int]) -> Iterator[tuple[str, str, st
 
 def _misfits(config: Config) -> Iterator[tuple[str, str, str]]:
     folder = config.model_path
-    if is_adapter(folder):
-        yield "model_path", "this folder holds an adapter", "merge it first: sop train merge"
-        return
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        yield "model_path", "this folder holds no model (config.json and *.safetensors)", "point to the output of sop train merge, pretrain or sft; pickled weights are not read"
-        return
-    named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
-    if named:
-        yield "model_path", f"its weights are quantised already ({named.get('quant_method')})", "quantise the model that it was made from"
+    found = list(exported.misfits(folder))
+    yield from found
+    if found:
         return
     if config.group_size > 0:
         widths = inputs_of_layers(folder)
@@ -189,8 +182,8 @@ def build(run: Run[Any], quantise: Quantise) -> dict[str, Any]:
     report = _enforced(run, measured)
     return {
         "bits": config.bits, "group_size": config.group_size, "calibration": chosen.facts, **_layers(run.work, layers),
-        "bytes": _weights(run.work), "source_bytes": _weights(config.model_path), "answer": {"prompt": asked.text, "text": answer},
-        "parity": parity.numbers(report), "line": parity.line(report),
+        "bytes": exported.weights_bytes(run.work), "source_bytes": exported.weights_bytes(config.model_path), "answer": {"prompt": asked.text, "text": answer},
+        "parity": parity.numbers(report),
     }  # fmt: skip
 
 
@@ -277,10 +270,6 @@ def _layers(folder: Path, log: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"layers": len(names), "largest_layer_loss": dict(zip(("loss", "layer"), max(usable), strict=True)) if usable else None}
 
 
-def _weights(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-
-
 # --- what the stages are made of ------------------------------------------------------------------------------------------------------------------
 
 
@@ -303,5 +292,5 @@ def summary(artifact: Artifact) -> list[str]:
     found = stats["calibration"]
     return [
         f"{stats['layers']} layers in {stats['bits']} bits: {stats['bytes'] / 2**20:,.0f} MiB (source {stats['source_bytes'] / 2**20:,.0f} MiB)",
-        f"calibrated on {found['tokens']:,} tokens: {found['passages']} passages, {found['conversations']} conversations", stats["line"],
+        f"calibrated on {found['tokens']:,} tokens: {found['passages']} passages, {found['conversations']} conversations", parity.line(stats["parity"]),
     ]  # fmt: skip

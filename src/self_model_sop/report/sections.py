@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..eval.table import interval, points
 from ..redact import redact
+from ..train.alignment import interval as interval_of_pairs
 from ..yaml_source import display
 from . import charts, tokens
 from .charts import Series, Spot
@@ -197,11 +198,14 @@ def _preferred(pieces: Sequence[Piece]) -> str:
     for p in pieces:
         s = p.stats
         names = ("train_loss_first", "train_loss_last", "eval_accuracy_before", "eval_accuracy_after", "eval_margin_before", "eval_margin_after")
-        measures = (f"{s[k]:.3f}" if s.get(k) is not None else "" for k in names)
+        measures = [f"{s[k]:.3f}" if s.get(k) is not None else "" for k in names]
+        if measures[3]:
+            low, high = interval_of_pairs(s)
+            measures[3] += f" ({low:.3f}-{high:.3f})"
         rows.append([both(stage_name(p.stage)), escape(str(s["algorithm"])), f"{s['rows']['kept']:,}", f"{s['steps']:,}", *measures])
     header: list[Text | str] = [
         "", Text("method", "方法"), Text("pairs", "样本对"), Text("steps", "步数"), Text("loss: first", "损失：起"), Text("last", "止"),
-        Text("held-out accuracy: before", "留出集正确率：前"), Text("after", "后"), Text("margin: before", "奖励差：前"), Text("after", "后"),
+        Text("held-out accuracy: before", "留出集正确率：前"), Text("after (95 %)", "后（95 %）"), Text("margin: before", "奖励差：前"), Text("after", "后"),
     ]  # fmt: skip
     return table(header, rows) if rows else ""
 

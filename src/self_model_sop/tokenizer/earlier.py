@@ -20,6 +20,7 @@ class TokenizerStage(Stage[TokenizerConfig]):
     """
 
     earlier: Callable[[TokenizerConfig], Iterable[Stage[TokenizerConfig]]] = lambda config: ()
+    apart: bool = True  # loading a tokenizer loads torch, after which a pipeline could put nothing into a process of its own
 
     def run(self, config: TokenizerConfig, *, overwrite: bool = False, pipeline: str | None = None, again: bool = False) -> Artifact:
         for stage in self.earlier(config):

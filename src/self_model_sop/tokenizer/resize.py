@@ -278,7 +278,7 @@ def _earlier(config: TokenizerConfig) -> list[Stage[TokenizerConfig]]:
 
 STAGE = TokenizerStage(
     name="tokenizer.resize", version=1, config=TokenizerConfig, output=lambda config: Target(config.extended_model), inputs=_inputs,
-    uses=("base_tokenizer", "base_model", "resize", "huggingface", "seed"), build=build, apart=True, preflight=_preflight, summary=_summary, earlier=_earlier,
+    uses=("base_tokenizer", "base_model", "resize", "huggingface", "seed"), build=build, preflight=_preflight, summary=_summary, earlier=_earlier,
     plan=lambda config: [f"model {config.model_source()}, tokenizer {config.extended_tokenizer}, new rows by {config.resize.init}"],
     next=lambda config: f"sop train pretrain model_name_or_path={config.extended_model}",
 )  # fmt: skip

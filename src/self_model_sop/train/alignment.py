@@ -9,33 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifact import Target
 from ..console import note
 from ..hub import resolve_model
-from ..stage import Artifact, Run
-from ..tokenizer.settings import local
-from . import families, preflight
+from ..stage import Artifact
+from . import preflight
 from .rlhf import RlhfConfig
 from .settings import here, paths
-
-
-def building(train: Callable[[RlhfConfig, Path], dict[str, Any]]) -> Callable[[Run[RlhfConfig]], dict[str, Any]]:
-    """`train` as the `build` of a stage: sealed before it is published, checkpoints cleared afterwards."""
-
-    def build(run: Run[RlhfConfig]) -> dict[str, Any]:
-        from . import checkpoint, finish, ranks
-        from .attempts import fitting
-
-        done = finish.already(run.work)
-        ranks.share(str(run.work) if done is None else None)
-        if done is None:
-            done = fitting(run.config, run.work, lambda config: train(config, run.work))
-            finish.seal(run.work, done)
-        if not run.config.keep_checkpoints:
-            checkpoint.clear(run.work / "checkpoints", everything=True)
-        return done
-
-    return build
 
 
 def located(config: RlhfConfig) -> tuple[RlhfConfig, str | None]:
@@ -151,21 +130,6 @@ USES = (
 )  # fmt: skip
 
 
-def output(config: RlhfConfig) -> Target:
-    """The artifact folder."""
-    return config.target()
-
-
-def inputs(config: RlhfConfig) -> dict[str, Path | None]:
-    """Every file and folder that decides the result."""
-    files = paths(config.data.train_file)
-    named = {"train" if len(files) == 1 else f"train_{i}": path for i, path in enumerate(files)}
-    tokenizer = local(config.tokenizer_name_or_path) if config.tokenizer_name_or_path != config.model_name_or_path else None
-    template = families.find(config.template_path) if config.template_path else None
-    others = {"eval": config.data.eval_file, "template": template, "deepspeed": config.deepspeed, "fsdp": config.fsdp}
-    return {"model": local(config.model_name_or_path), "tokenizer": tokenizer, **named, **others}
-
-
 def plan(config: RlhfConfig) -> list[str]:
     """What `--dry-run` prints: two rows a pair, and how many steps the pairs make."""
     from .plan import Rows, lines
@@ -186,6 +150,14 @@ def _rows(files: Sequence[Path]) -> int:
     return sum(1 for _ in records.read(files))
 
 
+def interval(stats: Mapping[str, Any]) -> tuple[float, float]:
+    """95 % interval (Wilson) of the accuracy on held-out pairs after a training."""
+    from ..eval.accuracy import wilson
+
+    pairs = stats["eval_rows"]["kept"]
+    return wilson(stats["eval_accuracy_after"] * pairs, pairs)
+
+
 def summary(artifact: Artifact) -> list[str]:
     """The training in one line, what became of the held-out pairs in another."""
     from .finish import curve
@@ -193,6 +165,8 @@ def summary(artifact: Artifact) -> list[str]:
     stats: Mapping[str, Any] = artifact.stats
     lines = [curve(stats)]
     if stats.get("eval_accuracy_after") is not None:
-        told = "  ".join(f"{name} {stats[f'eval_{key}_before']:.3f} -> {stats[f'eval_{key}_after']:.3f}" for key, name in (("accuracy", "accuracy"), ("margin", "margin")))
-        lines.append(f"held-out pairs ({stats['eval_rows']['kept']:,}): {told}")
+        accuracy, margin = (f"{stats[f'eval_{key}_before']:.3f} -> {stats[f'eval_{key}_after']:.3f}" for key in ("accuracy", "margin"))
+        low, high = interval(stats)
+        nothing = ", so chance alone could do it" if low <= 0.5 <= high else ""
+        lines.append(f"held-out pairs ({stats['eval_rows']['kept']:,}): accuracy {accuracy} (95 %: {low:.3f} to {high:.3f}{nothing})  margin {margin}")
     return [*lines, f"curves: {artifact.path / 'report.html'}"]

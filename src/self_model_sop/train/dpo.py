@@ -10,12 +10,14 @@ from ..stage import Artifact, Stage
 from ..tokenizer.settings import local
 from . import alignment, preflight, rlhf
 from .adapters import learning_rates
-from .alignment import Prepared, building, located, prepare
+from .alignment import Prepared, located, prepare
+from .finish import building
 from .rlhf import RlhfConfig
+from .settings import training_inputs
 
 
 def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
-    from . import corpus, finish, ranks, trace
+    from . import corpus, finish
     from .loop import Phase, train
     from .record import Record
     from .setup import told
@@ -49,17 +51,10 @@ def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
         "rows": corpus.counts(prepared.pairs.meta), "eval_rows": corpus.counts(prepared.held_out.meta) if prepared.held_out else None,
         "template": prepared.renderer.name, "adapter": config.peft.enabled, "trainable": told(model, prepared.rows), "base_commit": commit,
     }  # fmt: skip
-    trace.stop(prepared.reports)
-    ranks.leave()
-    if not ranks.is_main():
-        return stats
-    if not outcome["saved"]:
-        finish.save_model(model, work, stop_ids=prepared.renderer.stop_ids)
-    finish.save_tokenizer(prepared.tokenizer, work, prepared.renderer, config.tokenizer_source, config.model_name_or_path)
-    if config.peft.enabled:
-        finish.name_base(work, named, commit)
-    finish.write_record(work, f"Preference learning ({config.method})", stats, loss="loss of a pair")
-    return stats
+    return finish.leave(
+        work, stats, title=f"Preference learning ({config.method})", model=model, tokenizer=prepared.tokenizer, renderer=prepared.renderer, config=config, outcome=outcome,
+        reports=prepared.reports, base=(named, commit) if config.peft.enabled else None, loss="loss of a pair",
+    )  # fmt: skip
 
 
 def _adapter(config: RlhfConfig, prepared: Prepared) -> Any:
@@ -162,7 +157,7 @@ def _rules(config: RlhfConfig) -> Iterator[rlhf.Finding]:
 
 def _inputs(config: RlhfConfig) -> dict[str, Path | None]:
     reference = config.ref_model_name_or_path
-    return {**alignment.inputs(config), "reference": local(reference) if reference and reference != config.model_name_or_path else None}
+    return {**training_inputs(config), "reference": local(reference) if reference and reference != config.model_name_or_path else None}
 
 
 def plan(config: RlhfConfig) -> Sequence[str]:
@@ -178,7 +173,7 @@ def _next(config: RlhfConfig) -> str:
 
 
 STAGE = Stage(
-    name="train.dpo", version=1, config=RlhfConfig, output=alignment.output, build=building(_train), inputs=_inputs, preflight=_preflight, plan=plan,
+    name="train.dpo", version=1, config=RlhfConfig, output=RlhfConfig.target, build=building(_train), inputs=_inputs, preflight=_preflight, plan=plan,
     uses=(*alignment.USES, "ref_model_name_or_path", "beta", "loss_type", "loss_weights"), summary=alignment.summary, next=_next, resumable=True, apart=True,
 )  # fmt: skip
 

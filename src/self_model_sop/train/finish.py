@@ -5,18 +5,41 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..artifact import write_atomic
+from ..stage import Run
 from . import machine, ranks
 from .adapters import EXPANSION
 from .precision import Precision
 from .record import Record, losses, write_curves
+from .settings import TrainConfig
 
 _SEAL = ".trained.json"
 BASE = "base.json"
+_UNIT = "nats per supervised token"
+C = TypeVar("C", bound=TrainConfig)
+
+
+def building(train: Callable[[C, Path], dict[str, Any]]) -> Callable[[Run[C]], dict[str, Any]]:
+    """`train` as the `build` of a stage: sealed before it is published, checkpoints cleared afterwards."""
+
+    def build(run: Run[C]) -> dict[str, Any]:
+        from . import checkpoint
+        from .attempts import fitting
+
+        done = already(run.work)
+        ranks.share(str(run.work) if done is None else None)
+        if done is None:
+            done = fitting(run.config, run.work, lambda config: train(config, run.work))
+            seal(run.work, done)
+        if not run.config.keep_checkpoints:
+            checkpoint.clear(run.work / "checkpoints", everything=True)
+        return done
+
+    return build
 
 
 def already(work: Path) -> dict[str, Any] | None:
@@ -59,6 +82,32 @@ def curve(numbers: Mapping[str, Any]) -> str:
     return f"training loss {first} -> {last} in {numbers['steps']} steps, {numbers['tokens']:,} tokens ({numbers['tokens_per_s']:,.0f}/s)"
 
 
+def leave(
+    work: Path, stats: dict[str, Any], *, title: str, model: Any, tokenizer: Any, renderer: Any, config: Any, outcome: Mapping[str, Any], reports: Sequence[str],
+    base: tuple[str, str | None] | None = None, loss: str = _UNIT,
+) -> dict[str, Any]:  # fmt: skip
+    """The end of every training: trackers closed, ranks parted, and on the first rank model, tokenizer and record written; returns `stats`.
+
+    Args:
+        config: the training's config, for where its tokenizer came from.
+        outcome: what the loop says; of sharded weights it has written the model itself.
+        base: name and commit of the base model, where `model` is an adapter.
+        loss: what the curve shows.
+    """
+    from . import trace
+
+    trace.stop(reports)
+    ranks.leave()
+    if ranks.is_main():
+        if not outcome["saved"]:
+            save_model(model, work, stop_ids=renderer.stop_ids if renderer else None)
+        save_tokenizer(tokenizer, work, renderer, config.tokenizer_source, config.model_name_or_path)
+        if base is not None:
+            name_base(work, *base)
+        write_record(work, title, stats, loss=loss)
+    return stats
+
+
 def save_model(model: Any, work: Path, *, stop_ids: list[int] | None = None, weights: Mapping[str, Any] | None = None) -> None:
     """Model or adapter as safetensors. `stop_ids` go into the generation config, so that a chat ends where the template says; `weights` stand for sharded ones."""
     config = getattr(model, "generation_config", None)
@@ -94,7 +143,7 @@ def name_base(work: Path, base: str, commit: str | None) -> None:
         write_atomic(path, json.dumps(named, indent=2, sort_keys=True) + "\n")
 
 
-def write_record(work: Path, title: str, numbers: dict[str, Any], *, loss: str = "nats per supervised token") -> None:
+def write_record(work: Path, title: str, numbers: dict[str, Any], *, loss: str = _UNIT) -> None:
     """loss.png and report.html; `loss` is the unit of the curves."""
     shown = {k: v for k, v in numbers.items() if v is not None and not isinstance(v, dict)}
     write_curves(work, title, shown, loss)

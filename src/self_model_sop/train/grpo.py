@@ -6,18 +6,24 @@ import dataclasses
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
 from ..console import note
 from ..errors import SopError
 from ..stage import Artifact, Run, Stage
 from ..tokenizer.settings import local
-from . import alignment, families, machine, preflight, reward_lint, reward_settings, rlhf, rollouts
+from . import alignment, machine, preflight, reward_lint, reward_settings, rlhf, rollouts
 from .adapters import learning_rates
 from .alignment import located
+from .finish import building
 from .reward_settings import MODEL
 from .rlhf import RlhfConfig
+from .settings import training_inputs
+
+if TYPE_CHECKING:
+    from .prompts import Prompts
+    from .rewards import Part
 
 _MEASURED = 64  # prompts of train_file on which the reward is measured where there is no eval_file
 _JUDGED = 16  # prompts of the lint where a reward model judges
@@ -38,7 +44,7 @@ def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
     config, commit = located(config)
     chosen = choose(config.precision, config.training_args)
     note(f"precision: {chosen.mode} ({chosen.reason})")
-    tokenizer, renderer, prompts, held_out, parts, lint = _prepared(config)
+    tokenizer, renderer, prompts, held_out, parts, lint = prepare(config)
     model, rows = load_bare(config, tokenizer, config.peft, chosen)
     place(model, config)
     model.generation_config.eos_token_id = renderer.stop_ids
@@ -73,17 +79,10 @@ def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
         "reward_weights": {part.name: part.weight for part in parts}, "reward_lint": lint.stats(), "rows": prompts.counts(), "eval_rows": held_out.counts() if held_out else None,
         "template": renderer.name, "adapter": config.peft.enabled, "trainable": told(model, rows), "base_commit": commit,
     }  # fmt: skip
-    trace.stop(phase.reports)
-    ranks.leave()
-    if not ranks.is_main():
-        return stats
-    if not outcome["saved"]:
-        finish.save_model(model, work, stop_ids=renderer.stop_ids)
-    finish.save_tokenizer(tokenizer, work, renderer, config.tokenizer_source, config.model_name_or_path)
-    if config.peft.enabled:
-        finish.name_base(work, named, commit)
-    finish.write_record(work, f"Reinforcement learning ({config.algorithm})", stats, loss="loss of the policy")
-    return stats
+    return finish.leave(
+        work, stats, title=f"Reinforcement learning ({config.algorithm})", model=model, tokenizer=tokenizer, renderer=renderer, config=config, outcome=outcome,
+        reports=phase.reports, base=(named, commit) if config.peft.enabled else None, loss="loss of the policy",
+    )  # fmt: skip
 
 
 def _as_they_are(rows: Sequence[Any]) -> Any:
@@ -91,8 +90,19 @@ def _as_they_are(rows: Sequence[Any]) -> Any:
     return list(rows)
 
 
-def _prepared(config: RlhfConfig) -> tuple[Any, Any, Any, Any, Any, reward_lint.Table]:
-    """(tokenizer, renderer, prompts, held-out prompts or None, rewards, their table): cheap, and where most mistakes show, so before the model is loaded."""
+class Prepared(NamedTuple):
+    """What a run needs before its model; `table` says what the rewards give right and wrong answers."""
+
+    tokenizer: Any
+    renderer: Any
+    prompts: Prompts
+    held_out: Prompts | None
+    parts: list[Part]
+    table: reward_lint.Table
+
+
+def prepare(config: RlhfConfig) -> Prepared:
+    """Everything cheap, where most mistakes show, so before the model is loaded."""
     from . import ranks
     from .model import load_tokenizer
     from .prompts import read
@@ -117,7 +127,7 @@ def _prepared(config: RlhfConfig) -> tuple[Any, Any, Any, Any, Any, reward_lint.
         for line in table.lines():
             note(line)
     reward_lint.require(table, config.reward_lint)
-    return tokenizer, renderer, prompts, held_out, parts, table
+    return Prepared(tokenizer, renderer, prompts, held_out, parts, table)
 
 
 def _adapter(config: RlhfConfig, model: Any, rows: range | None) -> Any:
@@ -196,11 +206,8 @@ def _rules(config: RlhfConfig) -> Iterator[rlhf.Finding]:
 
 def inputs(config: RlhfConfig) -> dict[str, Path | None]:
     """Every file and folder that decides the result, functions of the user among them."""
-    tokenizer = local(config.tokenizer_name_or_path) if config.tokenizer_name_or_path != config.model_name_or_path else None
     judge = local(config.reward_model_name_or_path) if config.reward_model_name_or_path else None
-    template = families.find(config.template_path) if config.template_path else None
-    named = {"model": local(config.model_name_or_path), "tokenizer": tokenizer, "train": config.ppo.train_file, "eval": config.ppo.eval_file, "template": template, MODEL: judge}
-    return {**named, "deepspeed": config.deepspeed, "fsdp": config.fsdp, **reward_settings.files(config.rewards)}
+    return {**training_inputs(config, config.ppo), MODEL: judge, **reward_settings.files(config.rewards)}
 
 
 def plan(config: RlhfConfig) -> Sequence[str]:
@@ -247,7 +254,7 @@ def build(run: Run[RlhfConfig]) -> dict[str, Any]:
 
         return verl.build(run)
     alone = dataclasses.replace(run, config=dataclasses.replace(run.config, auto_batch=False))
-    return alignment.building(_train)(alone)
+    return building(_train)(alone)
 
 
 def summary(artifact: Artifact) -> list[str]:
@@ -275,7 +282,7 @@ USES = (
 )  # fmt: skip
 
 STAGE = Stage(
-    name="train.grpo", version=1, config=RlhfConfig, output=alignment.output, build=build, inputs=inputs, preflight=lambda config: findings(config, "grpo"), plan=plan, uses=USES,
+    name="train.grpo", version=1, config=RlhfConfig, output=RlhfConfig.target, build=build, inputs=inputs, preflight=lambda config: findings(config, "grpo"), plan=plan, uses=USES,
     summary=summary, next=following, resumable=True, apart=True,
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .. import console
 
 if TYPE_CHECKING:
-    from .lint import LintReport
+    from .proof import LintReport
 
 
 def show(report: LintReport, limit: int = 1500) -> None:

@@ -78,7 +78,7 @@ def build(run: Run[MergeConfig]) -> dict[str, Any]:
     answer, report = _reloaded(run, merged, tokenizer, batches, stored, reference)
     note(f"relative difference of logits: merged to adapter {stats['relative_difference']:.1e}, cast to {stored} {after_cast:.1e}, adapter to base {stats['adapter_effect']:.1e}")
     stats |= {"relative_difference_after_cast": after_cast, "dtype": stored, "parameters": setup.count(merged)["total"]}
-    return {**stats, "generation": answer, "parity": parity.numbers(report), "line": parity.line(report)}
+    return {**stats, "generation": answer, "parity": parity.numbers(report)}
 
 
 def _merged(model: Any, tokenizer: Any, batches: Sequence[Any], run: Run[MergeConfig]) -> tuple[parity.Reference, Any, list[Any], dict[str, Any]]:
@@ -216,7 +216,7 @@ def _inputs(config: MergeConfig) -> dict[str, Path | None]:
 def _summary(artifact: Artifact) -> list[str]:
     stats = artifact.stats
     changed = f"{stats['changed_layers']} of {stats['layers']} adapted layers changed"
-    return [f"{changed}; merged and adapter logits differ by {stats['relative_difference']:.1e} relative; written as {stats['dtype']}", stats["line"]]
+    return [f"{changed}; merged and adapter logits differ by {stats['relative_difference']:.1e} relative; written as {stats['dtype']}", parity.line(stats["parity"])]
 
 
 def _next(config: MergeConfig) -> str:

@@ -20,7 +20,7 @@ from ..data import records
 from ..data.formats import RowError, to_preference, tools_of
 from ..errors import SopError
 from ..workers import ordered
-from . import lint
+from . import proof
 from .corpus import blocks, some, source_of, workers_for
 from .settings import Overlong
 
@@ -124,26 +124,27 @@ def _fitted(pair: Pair, limits: Limits) -> Pair:
     return Pair(pair.prompt, pair.chosen[:room], pair.rejected[:room], cut=True)
 
 
-def prove(renderer: Any, files: Sequence[Path], *, rows: int = lint.PREFLIGHT_ROWS) -> lint.LintReport:
+def prove(renderer: Any, files: Sequence[Path], *, rows: int = proof.PREFLIGHT_ROWS) -> proof.LintReport:
     """Check the first pairs of a run's data as fine-tuning checks its rows: decoded again, what is learned must be the answers and their end markers.
 
     Raises:
         SopError: where it is not (exit 3).
     """
-    report = lint.check(renderer, chain.from_iterable(_talks(record.row) for record in islice(records.read(files), rows)))
+    report = proof.check(renderer, conversations(files, rows))
     for remark in report.notes:
         note(f"first {report.total:,} answers: {remark}")
     return report.require() if report.unproven else report
 
 
-def _talks(row: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """Both conversations of a pair; rows that are none are counted when they are rendered."""
-    try:
-        prompt, *answers = to_preference(row or {})
-    except RowError:
-        return
-    for part, answer in zip(("chosen", "rejected"), answers, strict=True):
-        yield {"messages": [*prompt, *answer], "_source": f"{(row or {}).get('_source', 'a row')} ({part})"}
+def conversations(files: Sequence[Path], rows: int | None = None) -> Iterator[dict[str, Any]]:
+    """Both conversations of each pair of the first `rows` rows; rows that are no pairs are counted when they are rendered."""
+    for record in islice(records.read(files), rows):
+        try:
+            prompt, *answers = to_preference(record.row or {})
+        except RowError:
+            continue
+        for part, answer in zip(("chosen", "rejected"), answers, strict=True):
+            yield {"messages": [*prompt, *answer], "tools": tools_of(record.row or {}), "_source": f"{source_of(record)} ({part})"}
 
 
 # --- files ---------------------------------------------------------------------------------------------------------------------------------
@@ -160,13 +161,26 @@ def read(files: Sequence[Path], folder: Path, renderer: Any, limits: Limits, *, 
         return PairSet(folder, json.loads(done.read_text(encoding="utf-8")))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    meta: dict[str, Any] = {"total": 0, "truncated": 0, "dropped": Counter[str](), "tokens": 0, "examples": 0, "chosen_longer": 0, "repeated": 0, "contradicting": 0}
+    meta = _nothing()
     with progress(f"tokenise {files[0].name}", unit="rows") as advance:
         prepare = functools.partial(_rendering, renderer=renderer, limits=limits)
         rendered = ordered(prepare, blocks(some(files, max_samples)), workers or workers_for(files), key="data.workers=1")
         _write(folder, _counted(chain.from_iterable(rendered), meta, advance))
     write_atomic(done, json.dumps(meta, ensure_ascii=False))
     return _checked(PairSet(folder, meta), files)
+
+
+def count(files: Sequence[Path], renderer: Any, limits: Limits, rows: int | None = None) -> dict[str, Any]:
+    """What `read` would find in the first `rows` rows, without writing it."""
+    meta = _nothing()
+    found = ((_one(record, renderer, limits), source_of(record)) for record in islice(records.read(files), rows))
+    for _ in _counted(found, meta, lambda: None):
+        pass
+    return meta
+
+
+def _nothing() -> dict[str, Any]:
+    return {"total": 0, "truncated": 0, "dropped": Counter[str](), "tokens": 0, "examples": 0, "chosen_longer": 0, "repeated": 0, "contradicting": 0}
 
 
 Found = tuple[str | Pair, str]  # a pair or the reason of its absence, and where it came from
@@ -235,27 +249,36 @@ def _write(folder: Path, pairs: Iterator[tuple[Pair, str]]) -> None:
             flush()
 
 
+def told(meta: dict[str, Any]) -> list[str]:
+    """The counts in words, and what is worth knowing of the pairs."""
+    dropped = ", ".join(f"{reason} {n:,}" for reason, n in sorted(meta["dropped"].items()))
+    out = [f"{meta['total']:,} rows, {meta['examples']:,} pairs, {meta['tokens']:,} tokens" + (f"; dropped: {dropped}" if dropped else "")]
+    if meta["truncated"]:
+        out.append(f"{meta['truncated']:,} pairs have an answer that is cut at max_length")
+    if sum(meta["dropped"].values()) > meta["total"] / 2:
+        out.append("more than half of the rows were dropped")
+    if meta["contradicting"]:
+        out.append(f"{meta['contradicting']:,} pairs stand there with their answers exchanged too: nothing can be learned from those")
+    if meta["repeated"]:
+        out.append(f"{meta['repeated']:,} pairs are repeated")
+    longer = meta["chosen_longer"] / max(meta["examples"], 1)
+    if meta["examples"] >= 50 and not 0.2 <= longer <= 0.8:
+        out.append(f"the chosen answer is the longer one in {longer:.0%} of the pairs: length alone would tell them apart")
+    return out
+
+
 def _checked(made: PairSet, files: Sequence[Path]) -> PairSet:
     """Say what was found.
 
     Raises:
         SopError: where nothing is left (exit 3).
     """
-    meta, dropped = made.meta, sum(made.meta["dropped"].values())
-    reasons = ", ".join(f"{k} {v:,}" for k, v in sorted(meta["dropped"].items()))
-    said = f"{', '.join(p.name for p in files)}: {meta['total']:,} rows, {len(made):,} pairs, {meta['tokens']:,} tokens"
-    said += f"; {meta['truncated']:,} cut at max_length" if meta["truncated"] else ""
-    note(said + (f"; dropped: {reasons}" if dropped else ""))
+    first, *more = told(made.meta)
+    note(f"{', '.join(p.name for p in files)}: {first}")
     if not len(made):
         fix = "rows need a prompt, a chosen and a rejected answer that differ (sop data preference makes them); or look at data.max_length"
+        reasons = ", ".join(f"{k} {v:,}" for k, v in sorted(made.meta["dropped"].items()))
         raise SopError(f"no pair is left to learn from: {reasons or 'the file has no rows'}", where=", ".join(map(str, files)), fix=fix, code=errors.DATA)
-    if dropped > meta["total"] / 2:
-        warn(f"more than half of the rows were dropped ({dropped:,} of {meta['total']:,})")
-    if meta["contradicting"]:
-        warn(f"{meta['contradicting']:,} pairs stand there with their answers exchanged too: nothing can be learned from those")
-    if meta["repeated"]:
-        note(f"{meta['repeated']:,} pairs are repeated")
-    longer = meta["chosen_longer"] / len(made)
-    if len(made) >= 50 and not 0.2 <= longer <= 0.8:
-        note(f"the chosen answer is the longer one in {longer:.0%} of the pairs: length alone would tell them apart")
+    for text in more:
+        warn(text)
     return made

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..artifact import Target
 from ..config import option
-from ..stage import Artifact, Run, Stage
-from ..tokenizer.settings import local
+from ..stage import Artifact, Stage
 from . import preflight
-from .settings import TrainConfig, here, paths
+from .finish import building
+from .settings import TrainConfig, here, paths, training_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +67,8 @@ class PretrainConfig(TrainConfig):
         return "data.block_size", self.data.block_size
 
 
-def build(run: Run[PretrainConfig]) -> dict[str, Any]:
-    """Tokenise, run the phases, and write model, tokenizer and record into the work folder; returns the stats."""
-    from . import checkpoint, finish, ranks
-    from .attempts import fitting
-
-    done = finish.already(run.work)
-    ranks.share(str(run.work) if done is None else None)
-    if done is None:
-        done = fitting(run.config, run.work, lambda config: _train(config, run.work))
-        finish.seal(run.work, done)
-    if not run.config.keep_checkpoints:
-        checkpoint.clear(run.work / "checkpoints", everything=True)
-    return done
-
-
 def _train(config: PretrainConfig, work: Path) -> dict[str, Any]:
-    from . import finish, ranks, trace
+    from . import finish, ranks
     from .phases import run_phases
     from .record import Record
     from .textdata import prepare
@@ -99,27 +83,9 @@ def _train(config: PretrainConfig, work: Path) -> dict[str, Any]:
         "eval_loss_before": before, "eval_loss_after": prepared.measure(), "objective": prepared.objective, "phases": outcome["phases"], "rows": prepared.rows,
         "trainable": outcome["trainable"], "base_commit": commit,
     }  # fmt: skip
-    trace.stop(prepared.reports)
-    ranks.leave()
-    if not ranks.is_main():
-        return stats
-    if not outcome["saved"]:
-        finish.save_model(prepared.model, work)
-    finish.save_tokenizer(prepared.tokenizer, work, None, config.tokenizer_source, config.model_name_or_path)
-    finish.write_record(work, "Continued pretraining", stats)
-    return stats
-
-
-def _output(config: PretrainConfig) -> Target:
-    return config.target()
-
-
-def _inputs(config: PretrainConfig) -> dict[str, Path | None]:
-    files = paths(config.data.train_file)
-    named = {"train" if len(files) == 1 else f"train_{i}": path for i, path in enumerate(files)}
-    tokenizer = local(config.tokenizer_name_or_path) if config.tokenizer_name_or_path != config.model_name_or_path else None
-    others = {"eval": config.data.eval_file, "replay": config.data.replay_file, "deepspeed": config.deepspeed, "fsdp": config.fsdp}
-    return {"model": local(config.model_name_or_path), "tokenizer": tokenizer, **named, **others}
+    return finish.leave(
+        work, stats, title="Continued pretraining", model=prepared.model, tokenizer=prepared.tokenizer, renderer=None, config=config, outcome=outcome, reports=prepared.reports
+    )
 
 
 def _summary(artifact: Artifact) -> list[str]:
@@ -147,7 +113,8 @@ def plan(config: PretrainConfig) -> Sequence[str]:
 
 
 STAGE = Stage(
-    name="train.pretrain", version=2, config=PretrainConfig, output=_output, build=build, inputs=_inputs, preflight=preflight.pretrain, plan=plan,
+    name="train.pretrain", version=2, config=PretrainConfig, output=TrainConfig.target, build=building(_train),
+    inputs=lambda c: {**training_inputs(c), "replay": c.data.replay_file}, preflight=preflight.pretrain, plan=plan,
     summary=_summary, next=_next, resumable=True, apart=True,
 )  # fmt: skip
 

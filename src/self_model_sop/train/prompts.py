@@ -42,6 +42,11 @@ class Prompts:
         """Where prompts came from."""
         return [self.kept[i].source for i in indices]
 
+    def spread(self, most: int) -> list[Prompt]:
+        """At most so many of the prompts, evenly spread."""
+        most = min(most, len(self.kept))
+        return [self.kept[i * len(self.kept) // most] for i in range(most)]
+
     def counts(self) -> dict[str, Any]:
         """What a manifest shows."""
         return {"total": self.total, "kept": len(self.kept), "dropped": dict(sorted(self.dropped.items()))}

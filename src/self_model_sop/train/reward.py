@@ -13,14 +13,16 @@ from ..hub import HubConfig
 from ..stage import Artifact, Stage
 from . import alignment, preflight, rlhf
 from .adapters import learning_rates
-from .alignment import Prepared, building, located, prepare
+from .alignment import Prepared, located, prepare
+from .finish import building
 from .rlhf import RlhfConfig
+from .settings import training_inputs
 
 _MERGED_BOUND = 1e-3  # largest difference of scores before and after merging, relative to the largest score
 
 
 def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
-    from . import corpus, finish, ranks, trace
+    from . import corpus, finish
     from .adapters import adapter_config
     from .loop import Phase, train
     from .record import Record
@@ -53,17 +55,10 @@ def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
         "rows": corpus.counts(prepared.pairs.meta), "eval_rows": corpus.counts(prepared.held_out.meta) if prepared.held_out else None,
         "template": prepared.renderer.name, "adapter": config.peft.enabled and not merges, "trainable": counts, "base_commit": commit,
     }  # fmt: skip
-    trace.stop(prepared.reports)
-    ranks.leave()
-    if not ranks.is_main():
-        return stats
-    if not outcome["saved"]:
-        finish.save_model(model, work)
-    finish.save_tokenizer(prepared.tokenizer, work, prepared.renderer, config.tokenizer_source, config.model_name_or_path)
-    if config.peft.enabled and not merges:
-        finish.name_base(work, named, commit)
-    finish.write_record(work, "Reward model", stats, loss="loss of a pair")
-    return stats
+    return finish.leave(
+        work, stats, title="Reward model", model=model, tokenizer=prepared.tokenizer, renderer=prepared.renderer, config=config, outcome=outcome, reports=prepared.reports,
+        base=(named, commit) if config.peft.enabled and not merges else None, loss="loss of a pair",
+    )  # fmt: skip
 
 
 def scores(model: Any, prepared: Prepared, size: int) -> list[list[float]]:
@@ -195,7 +190,7 @@ def _next(config: RlhfConfig) -> str:
 
 
 STAGE = Stage(
-    name="train.reward", version=1, config=RlhfConfig, output=alignment.output, build=building(_train), inputs=alignment.inputs, preflight=_preflight, plan=plan,
+    name="train.reward", version=1, config=RlhfConfig, output=RlhfConfig.target, build=building(_train), inputs=training_inputs, preflight=_preflight, plan=plan,
     uses=(*alignment.USES, "merge"), summary=alignment.summary, next=_next, resumable=True, apart=True,
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ from ..config import option
 from . import arguments, preflight
 from .adapters import PeftSettings
 from .reward_settings import RewardSetting
-from .settings import Overlong, TrainConfig
+from .settings import RowData, TrainConfig
 
 Algorithm = Literal["reward", "dpo", "kto", "orpo", "simpo", "grpo", "rloo", "ppo"]
 COMMANDS: dict[str, str] = {"reward": "reward", "dpo": "dpo", "kto": "dpo", "orpo": "dpo", "simpo": "dpo", "grpo": "grpo", "rloo": "grpo", "ppo": "ppo"}
@@ -37,23 +37,12 @@ _ELSEWHERE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairData:
+class PairData(RowData):
     """`data:` preference pairs, for reward models and for DPO and its kin."""
 
     train_file: Path | tuple[Path, ...] = option(Path("data_process/final_data/reward/train.jsonl"), "rows with a chosen and a rejected answer; one file or several", path="input")
     eval_file: Path | None = option(None, "held-out pairs; accuracy and margin on them are measured before and after", path="input")
-    max_length: int = option(1024, "tokens of a prompt with one answer; of longer pairs the answers are cut (counted and reported), or the pair is dropped")
-    overlong: Overlong = option("truncate", "what happens to longer ones: truncate or drop")
     precompute_ref_log_probs: bool = option(False, "measure the reference model once before training: one pass less in every step, and no second model in memory")
-    workers: int | None = option(None, "processes that tokenise; none: every core where the files exceed 16 MiB", cosmetic=True)
-    max_samples: int | None = option(None, "train on so many pairs, chosen by content hash")
-    max_eval_samples: int | None = option(None, "measure on so many pairs, chosen by content hash")
-
-    def __post_init__(self) -> None:
-        if self.max_length < 8:
-            raise ValueError("data.max_length must be at least 8")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError("data.workers must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

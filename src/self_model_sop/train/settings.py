@@ -11,11 +11,29 @@ from ..artifact import Target
 from ..config import option
 from ..errors import SopError
 from ..hub import HubConfig, commit_of, resolve_model
+from ..tokenizer.settings import local
 from .arguments import ROLES
 from .precision import Mode
 
 Trace = Literal["none", "swanlab", "wandb", "tensorboard"]
 Overlong = Literal["truncate", "drop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowData:
+    """What `data:` says of rows that are rendered, whatever they hold."""
+
+    max_length: int = option(1024, "tokens of one row; longer ones are cut (counted and reported) or dropped")
+    overlong: Overlong = option("truncate", "what happens to longer ones: truncate or drop")
+    workers: int | None = option(None, "processes that tokenise; none: every core where the files exceed 16 MiB", cosmetic=True)
+    max_samples: int | None = option(None, "train on so many rows, chosen by content hash")
+    max_eval_samples: int | None = option(None, "measure on so many rows, chosen by content hash")
+
+    def __post_init__(self) -> None:
+        if self.max_length < 8:
+            raise ValueError("data.max_length must be at least 8")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError("data.workers must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +100,16 @@ def here(config: C) -> tuple[C, str | None]:
 def paths(value: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
     """One path, several or none as a tuple."""
     return () if value is None else (value,) if isinstance(value, Path) else value
+
+
+def training_inputs(config: Any, data: Any = None) -> dict[str, Path | None]:
+    """Every file and folder that decides what a training makes of `data` (none: of `config.data`)."""
+    from . import families
+
+    data = data or config.data
+    files = paths(data.train_file)
+    named = {"train" if len(files) == 1 else f"train_{i}": path for i, path in enumerate(files)}
+    tokenizer = local(config.tokenizer_name_or_path) if config.tokenizer_name_or_path != config.model_name_or_path else None
+    template = getattr(config, "template_path", None)  # pretraining renders nothing
+    others = {"eval": data.eval_file, "template": families.find(template) if template else None, "deepspeed": config.deepspeed, "fsdp": config.fsdp}
+    return {"model": local(config.model_name_or_path), "tokenizer": tokenizer, **named, **others}

@@ -7,35 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..artifact import Target
 from ..config import option
 from ..console import note
-from ..stage import Artifact, Run, Stage
-from ..tokenizer.settings import local
-from . import families, preflight
+from ..stage import Artifact, Stage
+from . import preflight
 from .adapters import PeftSettings, learning_rates
-from .settings import Overlong, TrainConfig, here, paths
+from .finish import building
+from .settings import RowData, TrainConfig, here, paths, training_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftData:
+class SftData(RowData):
     """`data:` what is learned, and how it is laid into batches."""
 
     train_file: Path | tuple[Path, ...] = option(Path("data_process/final_data/finetune/train.jsonl"), "alpaca, sharegpt or messages rows; one file or several", path="input")
     eval_file: Path | None = option(None, "held-out rows; the loss on them is measured before and after", path="input")
-    max_length: int = option(1024, "tokens of one conversation; longer ones are cut (counted and reported) or dropped")
-    overlong: Overlong = option("truncate", "what happens to longer ones: truncate or drop")
     packing: bool = option(False, "fill rows of max_length with several conversations (best fit); they do not see one another")
     batching: Literal["compact", "padded", "padding_free"] = option("compact", "compact: short ones share the row of a long one; padded: one a row; padding_free: all in one row")
-    workers: int | None = option(None, "processes that tokenise; none: every core where the files exceed 16 MiB", cosmetic=True)
-    max_samples: int | None = option(None, "train on so many rows, chosen by content hash")
-    max_eval_samples: int | None = option(None, "measure on so many rows, chosen by content hash")
-
-    def __post_init__(self) -> None:
-        if self.max_length < 8:
-            raise ValueError("data.max_length must be at least 8")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError("data.workers must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +44,8 @@ class SftConfig(TrainConfig):
         return "data.max_length", self.data.max_length
 
 
-def build(run: Run[SftConfig]) -> dict[str, Any]:
-    """Tokenise, train, and write model or adapter, tokenizer and record into the work folder; returns the stats."""
-    from . import checkpoint, finish, ranks
-    from .attempts import fitting
-
-    done = finish.already(run.work)
-    ranks.share(str(run.work) if done is None else None)
-    if done is None:
-        done = fitting(run.config, run.work, lambda config: _train(config, run.work))
-        finish.seal(run.work, done)
-    if not run.config.keep_checkpoints:
-        checkpoint.clear(run.work / "checkpoints", everything=True)
-    return done
-
-
 def _train(config: SftConfig, work: Path) -> dict[str, Any]:
-    from . import corpus, finish, ranks, trace
+    from . import corpus, finish, ranks
     from .loop import Phase, supervised_loss, train
     from .packing import Bins, Examples
     from .record import Record
@@ -99,17 +72,11 @@ def _train(config: SftConfig, work: Path) -> dict[str, Any]:
         "eval_loss_before": before, "eval_loss_after": after, "rows": corpus.counts(tokens.meta), "eval_rows": corpus.counts(held_out.meta) if held_out else None,
         "template": prepared.renderer.name, "adapter": config.peft.enabled, "trainable": prepared.trainable, "base_commit": commit,
     }  # fmt: skip
-    trace.stop(prepared.reports)
-    ranks.leave()
-    if not ranks.is_main():
-        return stats
-    if not outcome["saved"]:
-        finish.save_model(prepared.model, work, stop_ids=prepared.renderer.stop_ids)
-    finish.save_tokenizer(prepared.tokenizer, work, prepared.renderer, config.tokenizer_source, config.model_name_or_path)
-    if config.peft.enabled:
-        finish.name_base(work, named, commit)
-    finish.write_record(work, "Supervised fine-tuning", stats)
-    return stats
+    base = (named, commit) if config.peft.enabled else None
+    return finish.leave(
+        work, stats, title="Supervised fine-tuning", model=prepared.model, tokenizer=prepared.tokenizer, renderer=prepared.renderer, config=config, outcome=outcome,
+        reports=prepared.reports, base=base,
+    )  # fmt: skip
 
 
 def _measured(prepared: Prepared, evaluation: Any, batch_size: int, supervised_loss: Any) -> Any:
@@ -139,7 +106,7 @@ class Prepared:
 
 def prepare(config: SftConfig, work: Path) -> Prepared:
     """Tokenise first (cheap, and where most mistakes show), then load the model and attach the adapter."""
-    from . import corpus, lint, precision, ranks, trace
+    from . import corpus, precision, proof, ranks, trace
     from .batches import CausalCollator
     from .model import load_tokenizer
     from .setup import keep_for, load_for_training, quiet
@@ -152,7 +119,7 @@ def prepare(config: SftConfig, work: Path) -> Prepared:
     tokenizer = load_tokenizer(config.tokenizer_source)
     pad = ensure_pad(tokenizer)
     renderer = renderer_for(tokenizer, config.template_path, override=config.template_override, train_on=config.train_on)
-    lint.preflight(renderer, paths(config.data.train_file), max_length=config.data.max_length)
+    proof.preflight(renderer, paths(config.data.train_file), max_length=config.data.max_length)
     limits: dict[str, Any] = {"max_length": config.data.max_length, "overlong": config.data.overlong, "workers": config.data.workers}
     with ranks.main_first():
         tokens = corpus.conversations(paths(config.data.train_file), work / ".tokens" / "train", renderer, max_samples=config.data.max_samples, **limits)
@@ -166,19 +133,6 @@ def prepare(config: SftConfig, work: Path) -> Prepared:
         model=model, tokenizer=tokenizer, renderer=renderer, tokens=tokens, held_out=held_out, collator=collator, precision=chosen,
         reports=trace.start(config.trace, config.trace_project, work), trainable=trainable,
     )  # fmt: skip
-
-
-def _output(config: SftConfig) -> Target:
-    return config.target()
-
-
-def _inputs(config: SftConfig) -> dict[str, Path | None]:
-    files = paths(config.data.train_file)
-    named = {"train" if len(files) == 1 else f"train_{i}": path for i, path in enumerate(files)}
-    tokenizer = local(config.tokenizer_name_or_path) if config.tokenizer_name_or_path != config.model_name_or_path else None
-    template = families.find(config.template_path) if config.template_path else None
-    others = {"eval": config.data.eval_file, "template": template, "deepspeed": config.deepspeed, "fsdp": config.fsdp}
-    return {"model": local(config.model_name_or_path), "tokenizer": tokenizer, **named, **others}
 
 
 def _summary(artifact: Artifact) -> list[str]:
@@ -210,8 +164,8 @@ def plan(config: SftConfig) -> Sequence[str]:
 
 
 STAGE = Stage(
-    name="train.sft", version=1, config=SftConfig, output=_output, build=build, inputs=_inputs, preflight=preflight.sft, plan=plan, summary=_summary, next=_next,
-    resumable=True, apart=True,
+    name="train.sft", version=1, config=SftConfig, output=TrainConfig.target, build=building(_train), inputs=training_inputs, preflight=preflight.sft, plan=plan, summary=_summary,
+    next=_next, resumable=True, apart=True,
 )  # fmt: skip
 
 
