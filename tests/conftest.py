@@ -58,6 +58,14 @@ def _model(make: Callable[[Path], Path], folder: Path) -> Callable[[], Files]:
     return lambda: {p.name: p.read_bytes() for p in sorted(make(folder).iterdir()) if p.is_file()}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tokenised data of the tests goes into a folder of theirs, also from processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOP_TOKEN_CACHE", str(tmp_path_factory.mktemp("tokens")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def hub_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     """One server for all tests; the documented repositories are made when they are first asked for."""

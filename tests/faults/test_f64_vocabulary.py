@@ -46,11 +46,12 @@ def test_padding_that_is_the_end_marker_does_not_hide_the_end(tmp_path: Path) ->
 
 def test_the_end_marker_of_every_answer_is_supervised(tmp_path: Path) -> None:
     from self_model_sop.train import corpus
+    from self_model_sop.train.cache import Cache
     from self_model_sop.train.model import load_tokenizer
     from self_model_sop.train.template import renderer_for
 
     tokenizer = load_tokenizer(tiny_qwen(tmp_path / "model"))
-    made = corpus.conversations([chats(tmp_path / "chats.jsonl", 12)], tmp_path / "tokens", renderer_for(tokenizer), max_length=512, overlong="truncate")
+    made = corpus.conversations([chats(tmp_path / "chats.jsonl", 12)], Cache(tmp_path / "tokens"), renderer_for(tokenizer), max_length=512, overlong="truncate")
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for i in range(len(made)):
         segment = made.segment(i)

@@ -20,6 +20,7 @@ from self_model_sop.ops import summary
 from self_model_sop.ops.pipeline import load_pipeline
 from self_model_sop.stage import load_for
 from self_model_sop.train import alignment, pairs
+from self_model_sop.train.cache import Cache
 from self_model_sop.train.dpo import STAGE
 from self_model_sop.train.model import load_model, load_tokenizer, load_with_adapter
 from self_model_sop.train.pairs import Limits, PairSet
@@ -95,7 +96,7 @@ def test_losses_are_those_of_trl_itself(root: Path, method: str, lora: bool, mor
     ours = losses(_run(root, name, algorithm=method, peft__enabled=lora, **more).path)
     texts: list[dict[str, Any]] = list(_texts(root))
     if method == "kto":  # unpaired, in the order of our run
-        made = pairs.read([root / "train.jsonl"], root / "tokens" / "kto", _renderer(root), Limits(128))
+        made = pairs.read([root / "train.jsonl"], Cache(root / "tokens"), _renderer(root), Limits(128))
         order = [(row["example"], "chosen" if row["label"] else "rejected") for row in unpaired(made.dataset, 4, 42)]
         texts = [{"prompt": texts[i]["prompt"], "completion": texts[i][part], "label": part == "chosen"} for i, part in order]
     assert ours == pytest.approx(_direct(root, root / name, method, lora=lora, rows=texts, **more), abs=1e-5)
@@ -207,10 +208,10 @@ def test_every_row_is_counted(root: Path, tmp_path: Path) -> None:
     exchanged = {**read(root / "train.jsonl")[1], "chosen": read(root / "train.jsonl")[1]["rejected"], "rejected": read(root / "train.jsonl")[1]["chosen"]}
     with path.open("a", encoding="utf-8") as f:
         f.write(json.dumps(exchanged, ensure_ascii=False) + "\n{broken\n")
-    made = pairs.read([path], tmp_path / "set", _renderer(root), Limits(128))
+    made = pairs.read([path], Cache(tmp_path / "set"), _renderer(root), Limits(128))
     assert len(made) == 5 and made.meta["total"] == len(ROWS) + 6 == 5 + sum(made.meta["dropped"].values())
     assert set(ROWS) <= set(made.meta["dropped"]) and made.meta["repeated"] == 1 and made.meta["contradicting"] == 1
-    again = pairs.read([path], tmp_path / "set", _renderer(root), Limits(128))
+    again = pairs.read([path], Cache(tmp_path / "set"), _renderer(root), Limits(128))
     assert isinstance(again, PairSet) and again.meta == made.meta and again.names([0]) == ["pairs:0"]
 
 
@@ -233,7 +234,7 @@ def test_long_answers_are_cut_or_the_pair_is_dropped(root: Path) -> None:
 
 
 def test_ktos_rows_stand_beside_the_answer_before_them(root: Path, tmp_path: Path) -> None:
-    made = pairs.read([root / "train.jsonl"], tmp_path / "set", _renderer(root), Limits(128))
+    made = pairs.read([root / "train.jsonl"], Cache(tmp_path / "set"), _renderer(root), Limits(128))
     found = unpaired(made.dataset, 4, seed=1)
     assert len(found) == 64 and sum(found["label"]) == 32 and sorted(found["example"]) == sorted([*range(32)] * 2)
     for first in range(0, 64, 4):

@@ -15,6 +15,7 @@ from self_model_sop.config import load
 from self_model_sop.errors import SopError
 from self_model_sop.stage import load_for
 from self_model_sop.train import corpus
+from self_model_sop.train.cache import Cache
 from self_model_sop.train.model import load_model, load_tokenizer
 from self_model_sop.train.packing import Blocks
 from self_model_sop.train.pretrain import STAGE, PretrainConfig, PretrainData
@@ -100,7 +101,7 @@ def test_a_masked_model_is_trained_on_masked_tokens(root: Path) -> None:
 
 def _documents(root: Path, model: str, lines: list[dict[str, Any]], folder: Path) -> Any:
     tokenizer = load_tokenizer(root / model)
-    return tokenizer, corpus.documents([rows(folder / "t.jsonl", lines)], folder / "tokens", tokenizer, end=document_end(tokenizer, "auto"))
+    return tokenizer, corpus.documents([rows(folder / "t.jsonl", lines)], Cache(folder / "tokens"), tokenizer, end=document_end(tokenizer, "auto"))
 
 
 def test_documents_end_with_the_document_token_and_control_tokens_in_text_stay_text(root: Path, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_every_row_is_counted(root: Path, tmp_path: Path) -> None:
 def test_mixing_weights_and_replay_set_the_shares(root: Path, tmp_path: Path) -> None:
     files = [texts(tmp_path / f"{name}.jsonl", 40, seed=i) for i, name in enumerate(("domain", "rare", "general"))]
     tokenizer = load_tokenizer(root / "qwen")
-    made = corpus.documents(files, tmp_path / "tokens", tokenizer, end=0)
+    made = corpus.documents(files, Cache(tmp_path / "tokens"), tokenizer, end=0)
     data = PretrainData(train_file=(files[0], files[1]), mix={"domain.jsonl": 2.5, "rare.jsonl": 0.5}, replay_file=files[2], replay_share=0.25)
     order = reading_order(made, data, seed=0)
     times = np.bincount(made.groups[order], minlength=3) / 40

@@ -16,6 +16,7 @@ from self_model_sop.errors import SopError
 from self_model_sop.stage import load_for
 from self_model_sop.train import corpus, machine
 from self_model_sop.train.batches import CausalCollator
+from self_model_sop.train.cache import Cache
 from self_model_sop.train.loop import supervised_loss
 from self_model_sop.train.model import load_model, load_tokenizer, load_with_adapter
 from self_model_sop.train.packing import Examples
@@ -123,7 +124,7 @@ def test_relatives_of_lora_learn_and_come_back_as_they_were(root: Path, options:
     found = losses(done.path)
     assert found[-1] < found[0]
     model, tokenizer = load_with_adapter(done.path)
-    held_out = corpus.conversations([root / "eval.jsonl"], root / "tokens" / name, renderer_for(tokenizer), max_length=128, overlong="truncate")
+    held_out = corpus.conversations([root / "eval.jsonl"], Cache(root / "tokens"), renderer_for(tokenizer), max_length=128, overlong="truncate")
     loss, _ = supervised_loss(model, Examples(held_out), CausalCollator(tokenizer.pad_token_id), batch_size=8)
     assert loss == pytest.approx(done.stats["eval_loss_after"], abs=1e-4)
 
@@ -175,7 +176,7 @@ def test_several_processes_tokenise_what_one_does(root: Path) -> None:
     good = [{"instruction": f"问{i}", "input": "", "output": "答案" * (i % 40 + 1), "_source": f"r:{i}"} for i in range(600)]
     path = rows(root / "many.jsonl", [*good[:300], {"nothing": 1}, *good[300:]])
     renderer = renderer_for(load_tokenizer(root / "qwen"))
-    alone, several = (corpus.conversations([path], root / "tokens" / str(n), renderer, max_length=96, overlong="truncate", workers=n) for n in (1, 2))
+    alone, several = (corpus.conversations([path], Cache(root / "tokens" / str(n)), renderer, max_length=96, overlong="truncate", workers=n) for n in (1, 2))
     assert several.meta == alone.meta and alone.meta["total"] == 601 and len(alone) == 600 and alone.meta["truncated"] > 0
     assert (several.ids == alone.ids).all() and (several.weights == alone.weights).all() and several.names(range(600)) == alone.names(range(600))
 

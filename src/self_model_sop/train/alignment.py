@@ -49,7 +49,7 @@ def prepare(config: RlhfConfig, work: Path, **options: Any) -> Prepared:
 
     import datasets
 
-    from . import pairs, precision, ranks, trace
+    from . import cache, pairs, precision, trace
     from .model import load_tokenizer
     from .setup import load_bare, place, quiet
     from .template import ensure_pad, renderer_for
@@ -65,11 +65,10 @@ def prepare(config: RlhfConfig, work: Path, **options: Any) -> Prepared:
     renderer = renderer_for(tokenizer, config.template_path, override=config.template_override, train_on="last")
     pairs.prove(renderer, paths(config.data.train_file))
     limits = pairs.Limits(config.data.max_length, config.data.overlong, whole=config.method == "reward")
-    held_out = None
-    with ranks.main_first():
-        found = pairs.read(paths(config.data.train_file), work / ".tokens" / "train", renderer, limits, max_samples=config.data.max_samples, workers=config.data.workers)
-        if config.data.eval_file:
-            held_out = pairs.read([config.data.eval_file], work / ".tokens" / "eval", renderer, limits, max_samples=config.data.max_eval_samples, workers=config.data.workers)
+    store, held_out = cache.of(config), None
+    found = pairs.read(paths(config.data.train_file), store, renderer, limits, max_samples=config.data.max_samples, workers=config.data.workers)
+    if config.data.eval_file:
+        held_out = pairs.read([config.data.eval_file], store, renderer, limits, max_samples=config.data.max_eval_samples, workers=config.data.workers)
     model, rows = load_bare(config, tokenizer, config.peft, chosen, **options)
     place(model, config)
     return Prepared(
@@ -126,7 +125,7 @@ def compared(values: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 USES = (
     "model_name_or_path", "tokenizer_name_or_path", "precision", "attn_implementation", "seed", "trace", "trace_project", "deepspeed", "fsdp", "local_rank", "auto_batch",
-    "keep_checkpoints", "training_args", "huggingface", "algorithm", "engine", "template_path", "template_override", "data", "peft", "trl",
+    "keep_checkpoints", "token_cache", "token_cache_gib", "training_args", "huggingface", "algorithm", "engine", "template_path", "template_override", "data", "peft", "trl",
 )  # fmt: skip
 
 

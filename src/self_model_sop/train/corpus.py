@@ -16,7 +16,8 @@ from ..data import records
 from ..data.formats import RowError, to_messages, to_text, tools_of
 from ..errors import SopError
 from ..workers import ordered
-from . import machine, tokens
+from . import cache, machine, tokens
+from .cache import Cache
 from .encoding import special_tokens_as_text
 from .settings import Overlong
 from .tokens import Encoded, TokenSet
@@ -25,22 +26,25 @@ _BLOCK_ROWS = 256
 
 
 def conversations(
-    files: Sequence[Path], folder: Path, renderer: Any, *, max_length: int, overlong: Overlong, max_samples: int | None = None, workers: int | None = 1
+    files: Sequence[Path], store: Cache, renderer: Any, *, max_length: int, overlong: Overlong, max_samples: int | None = None, workers: int | None = 1
 ) -> TokenSet:
-    """Render every row of `files` into a token set below `folder` (or open the complete one that is there), in `workers` processes (None: by the size of the files).
+    """The token set of every row of `files`, rendered in `workers` processes (None: by the size of the files), or found in `store`. Collective.
 
     Raises:
         SopError: where no row is left to train on (exit 3).
     """
-    done = tokens.read(folder)
-    if done is not None:
-        return done
-    meta = _meta()
-    with progress(f"tokenise {files[0].name}", unit="rows") as advance:
-        prepare = functools.partial(_rendering, renderer=renderer, max_length=max_length, overlong=overlong)
-        rendered = ordered(prepare, blocks(some(files, max_samples)), workers or workers_for(files), key="data.workers=1")
-        made = tokens.write(folder, _counted(chain.from_iterable(rendered), meta, advance), meta)
-    return _checked(made, files, f"{meta['truncated']:,} cut at {max_length:,} tokens" if meta["truncated"] else "")
+
+    def write(folder: Path) -> None:
+        meta = _meta()
+        with progress(f"tokenise {files[0].name}", unit="rows") as advance:
+            prepare = functools.partial(_rendering, renderer=renderer, max_length=max_length, overlong=overlong)
+            rendered = ordered(prepare, blocks(some(files, max_samples)), workers or workers_for(files), key="data.workers=1")
+            tokens.write(folder, _counted(chain.from_iterable(rendered), meta, advance), meta)
+
+    asked = cache.key(files, renderer.tokenizer, kind="conversations", **renderer.identity, max_length=max_length, overlong=overlong, max_samples=max_samples)
+    made, known = _opened(store, asked, write)
+    cut = made.meta["truncated"]
+    return _checked(made, files, [*([f"{cut:,} cut at {max_length:,} tokens"] if cut else []), *known])
 
 
 def counts(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,6 +52,14 @@ def counts(meta: Mapping[str, Any]) -> dict[str, Any]:
     dropped = dict(sorted(meta["dropped"].items()))
     kept = meta["total"] - sum(dropped.values())
     return {"total": meta["total"], "kept": kept, "dropped": dropped, "truncated": meta["truncated"], "examples": meta["examples"], "tokens": meta["tokens"]}
+
+
+def _opened(store: Cache, asked: Mapping[str, Any], write: Callable[[Path], None]) -> tuple[TokenSet, list[str]]:
+    """(The token set that `asked` names, what is worth saying about where it came from)."""
+    folder, there = store.folder(asked, write)
+    made = tokens.read(folder)
+    assert made is not None
+    return made, ["tokenised before"] if there else []
 
 
 def _meta() -> dict[str, Any]:
@@ -106,21 +118,25 @@ def _render_one(record: records.Record, *, renderer: Any, max_length: int, overl
 
 
 def documents(
-    files: Sequence[Path], folder: Path, tokenizer: Any, *, end: int, text_fields: Sequence[str] = (), max_samples: int | None = None,
+    files: Sequence[Path], store: Cache, tokenizer: Any, *, end: int, text_fields: Sequence[str] = (), max_samples: int | None = None,
     wrap: bool = False, max_length: int | None = None,
 ) -> TokenSet:  # fmt: skip
-    """Encode every text of `files`, each closed with the id `end` (or, with `wrap`, between the tokenizer's own special tokens, in parts of `max_length`).
+    """The token set of every text of `files`, each closed with the id `end` (or, with `wrap`, between the tokenizer's own special tokens, in parts of `max_length`); encoded,
+    or found in `store`. Collective.
 
     Raises:
         SopError: where no row is left to train on (exit 3).
     """
-    done = tokens.read(folder)
-    if done is not None:
-        return done
-    meta = _meta()
-    with progress(f"tokenise {files[0].name}", unit="rows") as advance:
-        made = tokens.write(folder, _encoded(some(files, max_samples), tokenizer, end, text_fields, meta, advance, wrap, max_length), meta)
-    return _checked(made, files, "")
+
+    def write(folder: Path) -> None:
+        meta = _meta()
+        with progress(f"tokenise {files[0].name}", unit="rows") as advance:
+            tokens.write(folder, _encoded(some(files, max_samples), tokenizer, end, text_fields, meta, advance, wrap, max_length), meta)
+
+    limit = max_length if wrap else None  # whole documents are cut into blocks later
+    asked = cache.key(files, tokenizer, kind="documents", end=end, text_fields=text_fields, max_samples=max_samples, wrap=wrap, max_length=limit)
+    made, known = _opened(store, asked, write)
+    return _checked(made, files, known)
 
 
 def _encoded(
@@ -161,7 +177,7 @@ def _encoded(
 
 def source_of(record: records.Record) -> str:
     """Where a record came from, for messages."""
-    return str((record.row or {}).get("_source") or f"{record.file}:{record.line}")
+    return str((record.row or {}).get("_source") or f"{Path(record.file).name}:{record.line}")
 
 
 def some(files: Sequence[Path], most: int | None) -> Iterator[records.Record]:
@@ -174,11 +190,11 @@ def some(files: Sequence[Path], most: int | None) -> Iterator[records.Record]:
     yield from (r for i, r in enumerate(records.read(files)) if i in chosen)
 
 
-def _checked(made: TokenSet, files: Sequence[Path], remark: str) -> TokenSet:
+def _checked(made: TokenSet, files: Sequence[Path], remarks: Sequence[str]) -> TokenSet:
     meta: Mapping[str, Any] = made.meta
     dropped = sum(meta["dropped"].values())
     said = f"{', '.join(p.name for p in files)}: {meta['total']:,} rows, {meta['total'] - dropped:,} kept, {meta['tokens']:,} tokens"
-    note(said + (f"; {remark}" if remark else "") + (f"; dropped: {', '.join(f'{k} {v:,}' for k, v in sorted(meta['dropped'].items()))}" if dropped else ""))
+    note("; ".join([said, *remarks]) + (f"; dropped: {', '.join(f'{k} {v:,}' for k, v in sorted(meta['dropped'].items()))}" if dropped else ""))
     if not len(made):
         reasons = ", ".join(f"{k} ({v:,})" for k, v in meta["dropped"].items()) or "the file has no rows"
         raise SopError(f"no row is left to train on: {reasons}", where=", ".join(map(str, files)), fix="look at the rows, or at data.max_length", code=errors.DATA)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,13 @@ from ..data import records
 from ..data.formats import RowError, to_preference, tools_of
 from ..errors import SopError
 from ..workers import ordered
-from . import proof
+from . import cache, proof
+from .cache import Cache
 from .corpus import blocks, some, source_of, workers_for
 from .settings import Overlong
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")  # as TRL's collators name them
-_FILE = "pairs.arrow"
+_FILE, _META = "pairs.arrow", "meta.json"
 
 
 class Pair(NamedTuple):
@@ -57,6 +58,7 @@ class PairSet:
         """The pairs as a memory-mapped `datasets.Dataset`, which is what TRL's trainers take."""
         import datasets
 
+        datasets.disable_caching()  # what a trainer derives from the pairs is not written beside them: other runs share that folder
         return datasets.Dataset.from_file(str(self.folder / _FILE))
 
     def names(self, indices: Sequence[int]) -> list[str]:
@@ -150,24 +152,24 @@ def conversations(files: Sequence[Path], rows: int | None = None) -> Iterator[di
 # --- files ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def read(files: Sequence[Path], folder: Path, renderer: Any, limits: Limits, *, max_samples: int | None = None, workers: int | None = 1) -> PairSet:
-    """Render every row of `files` into a set below `folder` (or open the complete one that is there), in `workers` processes (None: by the size of the files).
+def read(files: Sequence[Path], store: Cache, renderer: Any, limits: Limits, *, max_samples: int | None = None, workers: int | None = 1) -> PairSet:
+    """The pairs of every row of `files`, rendered in `workers` processes (None: by the size of the files), or found in `store`. Collective.
 
     Raises:
         SopError: where no pair is left to train on (exit 3).
     """
-    done = folder / "meta.json"
-    if done.is_file():
-        return PairSet(folder, json.loads(done.read_text(encoding="utf-8")))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    meta = _nothing()
-    with progress(f"tokenise {files[0].name}", unit="rows") as advance:
-        prepare = functools.partial(_rendering, renderer=renderer, limits=limits)
-        rendered = ordered(prepare, blocks(some(files, max_samples)), workers or workers_for(files), key="data.workers=1")
-        _write(folder, _counted(chain.from_iterable(rendered), meta, advance))
-    write_atomic(done, json.dumps(meta, ensure_ascii=False))
-    return _checked(PairSet(folder, meta), files)
+
+    def write(folder: Path) -> None:
+        meta = _nothing()
+        with progress(f"tokenise {files[0].name}", unit="rows") as advance:
+            prepare = functools.partial(_rendering, renderer=renderer, limits=limits)
+            rendered = ordered(prepare, blocks(some(files, max_samples)), workers or workers_for(files), key="data.workers=1")
+            _write(folder, _counted(chain.from_iterable(rendered), meta, advance))
+        write_atomic(folder / _META, json.dumps(meta, ensure_ascii=False))
+
+    asked = cache.key(files, renderer.tokenizer, kind="pairs", **renderer.identity, **dataclasses.asdict(limits), max_samples=max_samples)
+    folder, _ = store.folder(asked, write)
+    return _checked(PairSet(folder, json.loads((folder / _META).read_text(encoding="utf-8"))), files)
 
 
 def count(files: Sequence[Path], renderer: Any, limits: Limits, rows: int | None = None) -> dict[str, Any]:

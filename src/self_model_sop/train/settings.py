@@ -51,6 +51,8 @@ class TrainConfig:
     fsdp: Path | None = option(None, "FSDP2 JSON (config/self_model_config/fsdp): the same through PyTorch itself", path="input")
     local_rank: int = option(-1, "set by launchers of the old kind; torchrun sets LOCAL_RANK", flag="--local_rank", cosmetic=True)
     auto_batch: bool = option(False, "out of memory: halve the batch, double the accumulation (same effective batch), say so and go on", cosmetic=True)
+    token_cache: Path | None = option(None, "folder of tokenised data that runs share; none: $SOP_TOKEN_CACHE, else .cache/tokens of the project", path="output", cosmetic=True)
+    token_cache_gib: float = option(20.0, "tokenised data used longest ago goes once all of it exceeds so many GiB", cosmetic=True)
     keep_checkpoints: bool = option(False, "leave the last training checkpoints in the output folder", cosmetic=True)
     training_args: dict[str, Any] = option(
         help="arguments of transformers.TrainingArguments; output_dir is where the result goes", factory=dict, check="self_model_sop.train.arguments:check", keys=ROLES

@@ -106,7 +106,7 @@ class Prepared:
 
 def prepare(config: SftConfig, work: Path) -> Prepared:
     """Tokenise first (cheap, and where most mistakes show), then load the model and attach the adapter."""
-    from . import corpus, precision, proof, ranks, trace
+    from . import cache, corpus, precision, proof, trace
     from .batches import CausalCollator
     from .model import load_tokenizer
     from .setup import keep_for, load_for_training, quiet
@@ -121,11 +121,11 @@ def prepare(config: SftConfig, work: Path) -> Prepared:
     renderer = renderer_for(tokenizer, config.template_path, override=config.template_override, train_on=config.train_on)
     proof.preflight(renderer, paths(config.data.train_file), max_length=config.data.max_length)
     limits: dict[str, Any] = {"max_length": config.data.max_length, "overlong": config.data.overlong, "workers": config.data.workers}
-    with ranks.main_first():
-        tokens = corpus.conversations(paths(config.data.train_file), work / ".tokens" / "train", renderer, max_samples=config.data.max_samples, **limits)
-        held_out = None
-        if config.data.eval_file:
-            held_out = corpus.conversations([config.data.eval_file], work / ".tokens" / "eval", renderer, max_samples=config.data.max_eval_samples, **limits)
+    store = cache.of(config)
+    tokens = corpus.conversations(paths(config.data.train_file), store, renderer, max_samples=config.data.max_samples, **limits)
+    held_out = None
+    if config.data.eval_file:
+        held_out = corpus.conversations([config.data.eval_file], store, renderer, max_samples=config.data.max_eval_samples, **limits)
     model, trainable = load_for_training(config, tokenizer, config.peft, chosen)
     layout: Any = "padded" if config.data.packing else {"padding_free": "flat"}.get(config.data.batching, config.data.batching)
     collator = CausalCollator(tokenizer.convert_tokens_to_ids(pad), layout, keep_for(model, config.training_args), weighted=bool(tokens.meta["weighted"]))

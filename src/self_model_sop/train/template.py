@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +81,12 @@ class Renderer:
         texts = [*self._ends, *([self.tokenizer.eos_token] if self.tokenizer.eos_token else [])]
         ids = [self.tokenizer.convert_tokens_to_ids(t) for t in texts if t in self.encoder.control]
         return list(dict.fromkeys(i for i in ids if i is not None))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the ids and the mask besides the tokenizer; a template that writes the date, the date."""
+        today = date.today().isoformat() if "strftime_now" in self.template else None
+        return {"template": self.template, "ends": self._ends, "train_on": self.train_on, "today": today}
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> Rendered:
         """Text, ids and mask of a whole conversation.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..console import note
 from ..errors import SopError
-from . import corpus
+from . import cache, corpus
 from .batches import CausalCollator, MaskedCollator
 from .packing import Blocks, Examples
 from .settings import paths
@@ -46,7 +46,7 @@ def prepare(config: PretrainConfig, work: Path) -> Prepared:
     """Tokenise first, then load the model."""
     import transformers
 
-    from . import adapters, precision, preflight, ranks, setup, trace
+    from . import adapters, precision, preflight, setup, trace
     from .loop import supervised_loss
     from .model import kind_of, load_model, load_tokenizer
 
@@ -58,9 +58,8 @@ def prepare(config: PretrainConfig, work: Path) -> Prepared:
     tokenizer = load_tokenizer(config.tokenizer_source)
     kind = kind_of(config.model_name_or_path)
     objective: Literal["causal", "mlm"] = "mlm" if kind == "masked" else "causal"
-    with ranks.main_first():
-        tokens = _documents(config, work, tokenizer, objective, "train")
-        held_out = _documents(config, work, tokenizer, objective, "eval") if config.data.eval_file else None
+    tokens = _documents(config, tokenizer, objective, "train")
+    held_out = _documents(config, tokenizer, objective, "eval") if config.data.eval_file else None
     dataset: Blocks | Examples = Blocks(tokens, reading_order(tokens, config.data, config.seed), config.data.block_size) if objective == "causal" else Examples(tokens)
     setup.check_length(config)
     transformers.set_seed(config.seed)
@@ -85,13 +84,13 @@ def prepare(config: PretrainConfig, work: Path) -> Prepared:
     return prepared
 
 
-def _documents(config: PretrainConfig, work: Path, tokenizer: Any, objective: str, part: Literal["train", "eval"]) -> TokenSet:
+def _documents(config: PretrainConfig, tokenizer: Any, objective: str, part: Literal["train", "eval"]) -> TokenSet:
     data = config.data
     training = part == "train"
     files = [*paths(data.train_file), *([data.replay_file] if data.replay_file else [])] if training else [data.eval_file]
     most = data.max_samples if training else data.max_eval_samples
     return corpus.documents(
-        [f for f in files if f], work / ".tokens" / part, tokenizer, end=document_end(tokenizer, data.document_end) if objective == "causal" else 0, text_fields=data.text_fields,
+        [f for f in files if f], cache.of(config), tokenizer, end=document_end(tokenizer, data.document_end) if objective == "causal" else 0, text_fields=data.text_fields,
         max_samples=most, wrap=objective == "mlm", max_length=data.block_size,
     )  # fmt: skip
 
