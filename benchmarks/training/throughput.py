@@ -173,7 +173,8 @@ def swift(work: Path, settings: dict[str, Any], **options: Any) -> None:
     given = {
         **{k: v for k, v in arguments(work / "out").items() if k not in ("disable_tqdm", "bf16", "fp16")}, "model": settings["model"], "dataset": str(work / "messages.jsonl"),
         "max_length": settings["max_length"], "lora_rank": RANK, "lora_alpha": ALPHA, "target_modules": LAYERS, "torch_dtype": "float32", "split_dataset_ratio": 0,
-        "lora_dropout": 0, "truncation_strategy": "right", "gradient_accumulation_steps": 1, "model_type": "llama", "template": "chatml", "gradient_checkpointing": False, "attn_impl": "sdpa", "dataset_num_proc": 1, "warmup_ratio": 0, **options,
+        "lora_dropout": 0, "truncation_strategy": "right", "gradient_accumulation_steps": 1,
+        "model_type": "llama", "template": "chatml", "gradient_checkpointing": False, "attn_impl": "sdpa", "dataset_num_proc": 1, "warmup_ratio": 0, **options,
     }  # fmt: skip
     argv = []
     for key, value in given.items():
