@@ -96,7 +96,7 @@ def test_all_problems_at_once_in_order_of_the_file(project: Path) -> None:
         ("name: x\ninner: 3\n", "inner: expected map, got 3"),
         ("name: x\ninner:\n", "inner: expected map, got null"),
         ("name: x\ncount: 101\n", "count above 100 needs another tool"),
-        ("name: x\nhuggingface: {trust_remote_code: true}\n", "trust_remote_code needs `revision` pinned"),
+        ("name: x\nhuggingface: {trust_remote_code: true}\n", "no command runs code out of a repository"),
         ("name: x\nCount: 4\n", "unknown key 'Count'; did you mean 'count'?"),
         ("name: x\noutput-dir: y\n", "unknown key 'output-dir'; did you mean 'output_dir'?"),
         ("name: x\nmodel: ./gone\n", "model: no such file or folder: gone"),

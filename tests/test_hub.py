@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from hub_server import HubServer, jsonl
-from self_model_sop.config import ConfigError, load
-from self_model_sop.data.fetch import Config as FetchConfig
 from self_model_sop.errors import DATA, ENVIRONMENT, NETWORK, USAGE, SopError
 from self_model_sop.hub import HubConfig, commit_of, configure, resolve_model
 from self_model_sop.repository import head_commit, listing
@@ -143,14 +141,6 @@ def test_settings_that_come_too_late_are_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     with pytest.raises(RuntimeError, match="HF_ENDPOINT"):
         configure(HubConfig(endpoint="http://127.0.0.1:9"))
-
-
-def test_trust_needs_a_pinned_commit(tmp_path: Path) -> None:
-    path = tmp_path / "fetch.yaml"
-    path.write_text("huggingface: {trust_remote_code: true, revision: main}\n")
-    with pytest.raises(ConfigError, match="problem") as caught:
-        load(FetchConfig, path, check_paths=False)
-    assert "40-digit commit" in str(caught.value)
 
 
 def test_modelscope_without_its_client(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,11 +36,11 @@ class HubConfig:
     offline: bool = option(False, "use the local cache only; no network", flag="--local_files_only", cosmetic=True)
     cache_dir: Path | None = option(None, "cache folder; none: the client's default", path="output")
     revision: str | None = option(None, "branch, tag or commit to fetch; none: main, and the commit is written to the manifest", flag="--revision")
-    trust_remote_code: bool = option(False, "allow code from the repository; needs a pinned commit as revision")
+    trust_remote_code: bool = option(False, "stays false: no command runs code out of a repository")
 
     def __post_init__(self) -> None:
-        if self.trust_remote_code and not (self.revision and len(self.revision) == 40):
-            raise ValueError("trust_remote_code needs `revision` pinned to a 40-digit commit")
+        if self.trust_remote_code:
+            raise ValueError("trust_remote_code: no command runs code out of a repository; leave it out, and take a model of a type that transformers knows")
 
     @property
     def no_network(self) -> bool:
@@ -167,7 +167,7 @@ def commit_of(folder: Path) -> str | None:
 def resolve_model(name: str | Path, hub: HubConfig, *, weights: bool = True) -> Path:
     """The local folder of a model: the folder itself, or a snapshot of its configuration, tokenizer and safetensors files, pinned to one commit.
 
-    Pickled weights (`.bin`, `.pt`) are never downloaded; Python files only with `trust_remote_code`.
+    Pickled weights (`.bin`, `.pt`) are never downloaded; neither are Python files.
 
     Args:
         name: local folder or hub id.
@@ -186,7 +186,7 @@ def resolve_model(name: str | Path, hub: HubConfig, *, weights: bool = True) -> 
     repository = listing("model", str(name), hub)
     if weights:
         refuse_pickled([f.path for f in repository.files], str(name))
-    patterns = [*_MODEL_FILES, *(["*.safetensors"] if weights else []), *(["*.py"] if hub.trust_remote_code else [])]
+    patterns = [*_MODEL_FILES, *(["*.safetensors"] if weights else [])]
     wanted = [f for f in repository.files if "/" not in f.path and not f.path.startswith("consolidated") and any(fnmatch(f.path, p) for p in patterns)]
     if not wanted:
         raise SopError("no model files here", where=str(name), fix="check the name; a dataset is fetched with sop data fetch", code=DATA)

@@ -220,8 +220,7 @@ def _modelscope(kind: Kind, name: str, hub: HubConfig, subdir: str | None) -> Re
         import modelscope
     except ImportError:
         raise missing_extra("modelscope", "modelscope") from None
-    # pickled weights and, unless trusted, code stay where they are
-    ignored = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", *([] if hub.trust_remote_code else ["*.py"])]
+    ignored = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py"]  # pickled weights and code stay where they are
     wanted = {"revision": hub.revision, "cache_dir": hub.cache, "endpoint": hub.endpoint, "allow_patterns": [f"{subdir}/*"] if subdir else None}
     options = {k: v for k, v in wanted.items() if v is not None}
     bring = modelscope.snapshot_download

@@ -18,7 +18,9 @@ from self_model_sop.config import ConfigError, load
 from self_model_sop.data.model import STAGE, Config
 from self_model_sop.errors import DATA, SopError
 from self_model_sop.hub import HubConfig, resolve_model
+from self_model_sop.train import pretrain, sft
 from self_model_sop.train.model import load_model
+from tiny_runs import chats, pretrain_settings, run, sft_settings, texts
 
 
 class Payload:
@@ -104,9 +106,8 @@ def with_code(folder: Path, canary: Path, **config: Any) -> Path:
 
 def test_f61_a_model_that_needs_its_own_code_is_refused(tiny: Path, tmp_path: Path) -> None:
     folder = with_code(shutil.copytree(tiny, tmp_path / "model"), tmp_path / "canary", model_type="never_heard_of")
-    with pytest.raises(SopError, match="'never_heard_of' needs code from the repository") as caught:
+    with pytest.raises(SopError, match="'never_heard_of' needs code from its repository"):
         STAGE.run(Config(model_name_or_path=str(folder), output_dir=tmp_path / "out"))
-    assert "trust_remote_code" in str(caught.value)
     assert not (tmp_path / "canary").exists()
 
 
@@ -119,24 +120,32 @@ def test_f61_code_that_is_not_needed_is_left_behind(tiny: Path, tmp_path: Path) 
 
 def test_f61_from_the_hub_no_code_arrives(hub: HubServer, tiny: Path, tmp_path: Path) -> None:
     folder = with_code(shutil.copytree(tiny, tmp_path / "model"), tmp_path / "canary", model_type="never_heard_of")
-    commit = hub.add("model", "a/code", {p.name: p.read_bytes() for p in folder.iterdir()})
+    hub.add("model", "a/code", {p.name: p.read_bytes() for p in folder.iterdir()})
     where = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
-    with pytest.raises(SopError, match="refused"):
+    with pytest.raises(SopError, match="no command runs such code"):
         STAGE.run(Config(model_name_or_path="a/code", output_dir=tmp_path / "out", huggingface=HubConfig(**where)))
     assert not [r for r in hub.requests if r.endswith(".py")]
-    trusted = resolve_model("a/code", HubConfig(**where, trust_remote_code=True, revision=commit))
-    assert (trusted / "code.py").is_file()
-    assert not (tmp_path / "canary").exists()
+    assert not list((tmp_path / "cache").rglob("*.py")) and not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("revision", ["null", "main", "v1.0", "abc123"])
-def test_f61_trust_without_a_pinned_commit_is_a_config_error(tmp_path: Path, revision: str) -> None:
+@pytest.mark.parametrize("revision", ["null", "main", "0123456789012345678901234567890123456789"])
+def test_f61_trust_is_refused_before_anything_is_fetched(tmp_path: Path, revision: str) -> None:
+    """A pinned commit makes code known, not harmless: every stage that loads a model would have to run it."""
     path = tmp_path / "base.yaml"
-    path.write_text(f"huggingface: {{trust_remote_code: true, revision: {revision}}}\n")
-    with pytest.raises(ConfigError) as caught:
+    path.write_text(f"huggingface: {{trust_remote_code: true, revision: '{revision}'}}\n")
+    with pytest.raises(ConfigError, match="no command runs code out of a repository") as caught:
         load(Config, path, check_paths=False)
     assert "base.yaml:1" in str(caught.value)
-    assert "40-digit commit" in str(caught.value)
+
+
+def test_f61_no_training_runs_code_of_a_model(tiny: Path, tmp_path: Path) -> None:
+    folder = with_code(shutil.copytree(tiny, tmp_path / "model"), tmp_path / "canary", model_type="never_heard_of")
+    for stage, values in ((sft.STAGE, sft_settings), (pretrain.STAGE, pretrain_settings)):
+        data = chats(tmp_path / "chats.jsonl") if stage is sft.STAGE else texts(tmp_path / "texts.jsonl")
+        with pytest.raises(SopError, match="'never_heard_of' needs code from its repository") as caught:
+            run(stage, values(folder, data, tmp_path / stage.name))
+        assert caught.value.code == DATA
+    assert not (tmp_path / "canary").exists()
 
 
 # --- F63 ------------------------------------------------------------------------------------------------------------------------------------------------

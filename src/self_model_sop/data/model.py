@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import console
 from ..artifact import Target
 from ..config import option
 from ..errors import DATA, ENVIRONMENT, SopError
@@ -156,11 +155,13 @@ def _gguf_model(path: Path, dtype: str) -> Any:
 
 
 def _from_folder(folder: Path, work: Path, config: Config) -> dict[str, Any]:
-    """Copy configuration, tokenizer and safetensors; nothing that can run code unless it is trusted."""
+    """Copy configuration, tokenizer and safetensors; nothing that can run code."""
+    from ..train.model import refuse_code
+
     names = sorted(p.name for p in folder.iterdir() if p.is_file())
     refuse_pickled(names, str(folder))
-    trusted = _check_remote_code(folder, config)
-    kept = [n for n in names if n.endswith((*_KEPT, ".py") if trusted else _KEPT) and not n.startswith(".") and not n.endswith("manifest.json")]
+    refuse_code(folder)
+    kept = [n for n in names if n.endswith(_KEPT) and not n.startswith(".") and not n.endswith("manifest.json")]
     if "config.json" not in kept or not any(n.endswith(".safetensors") for n in kept):
         raise SopError("no model here: config.json and *.safetensors are needed", where=str(folder), fix="point to a model folder, or to a hub id", code=DATA)
     for name in kept:
@@ -168,22 +169,6 @@ def _from_folder(folder: Path, work: Path, config: Config) -> dict[str, Any]:
             check_safetensors(folder / name)
         shutil.copyfile(folder / name, work / name)
     return _verify(work, config) if config.load_check else _described(work)
-
-
-def _check_remote_code(folder: Path, config: Config) -> bool:
-    """True if the folder's own Python code may come along; refuses a model that cannot load without it."""
-    from transformers import CONFIG_MAPPING
-
-    described = _read_json(folder / "config.json")
-    if not described.get("auto_map"):
-        return False
-    if config.huggingface.trust_remote_code:
-        console.warn(f"{folder}: code from the repository is trusted, at revision {config.huggingface.revision}")
-        return True
-    if described.get("model_type") in CONFIG_MAPPING:
-        return False
-    fix = "choose a model of a type that transformers knows, or set huggingface.trust_remote_code: true and pin huggingface.revision to a commit that you have read"
-    raise SopError(f"the model type {described.get('model_type')!r} needs code from the repository; refused", where=str(folder), fix=fix, code=DATA)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import ENVIRONMENT, SopError
+from ..errors import DATA, ENVIRONMENT, SopError
 from ..hub import HubConfig, resolve_model
+from .preflight import read_json
 
 Kind = Literal["causal", "masked", "seq2seq", "score"]
 
@@ -38,6 +39,7 @@ def load_model(source: str | Path, hub: HubConfig | None = None, *, kind: Kind =
     import transformers
 
     folder = resolve_model(source, hub or HubConfig())
+    refuse_code(folder)
     auto = {
         "causal": transformers.AutoModelForCausalLM,
         "masked": transformers.AutoModelForMaskedLM,
@@ -117,20 +119,44 @@ def base_folder(adapter: str | Path, hub: HubConfig | None = None) -> Path:
     return resolve_model(base_of(adapter), dataclasses.replace(where, revision=named.get("revision") or where.revision))
 
 
+def read_config(source: str | Path, hub: HubConfig | None = None) -> Any:
+    """The `PretrainedConfig` of a folder or hub id.
+
+    Raises:
+        SopError: where there is none, or one of a type that only the repository's own code knows (exit 3).
+    """
+    from transformers import AutoConfig
+
+    folder = resolve_model(source, hub or HubConfig(), weights=False)
+    refuse_code(folder)
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        what = f"no model config loads from here: {str(error).splitlines()[0]}"
+        raise SopError(what, where=str(source), fix="point to a folder with config.json, or a hub id that exists") from error
+
+
+def refuse_code(folder: Path) -> None:
+    """Refuse a model that only the code of its repository can load; code that is not needed is passed over.
+
+    Raises:
+        SopError: exit code 3.
+    """
+    from transformers import CONFIG_MAPPING
+
+    described = read_json(folder, "config.json") or {}
+    if described.get("auto_map") and described.get("model_type") not in CONFIG_MAPPING:
+        what = f"the model type {described.get('model_type')!r} needs code from its repository; no command runs such code"
+        raise SopError(what, where=str(folder), fix="choose a model of a type that transformers knows", code=DATA)
+
+
 def kind_of(source: str | Path, hub: HubConfig | None = None) -> Kind:
     """Which kind of model a folder or hub id holds, by the architecture that its config names.
 
     Raises:
         SopError: where there is no config, or an architecture without a language-model head.
     """
-    from transformers import AutoConfig
-
-    folder = resolve_model(source, hub or HubConfig(), weights=False)
-    try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        what = f"no model config loads from here: {str(error).splitlines()[0]}"
-        raise SopError(what, where=str(source), fix="point to a folder with config.json, or a hub id that exists") from error
+    config = read_config(source, hub)
     names = config.architectures or []
     if config.is_encoder_decoder:
         return "seq2seq"

@@ -11,7 +11,7 @@ from ..console import note
 from ..errors import SopError
 from . import adapters
 from .adapters import PeftSettings
-from .model import load_model
+from .model import load_model, read_config
 from .precision import Precision
 from .settings import TrainConfig
 
@@ -97,9 +97,7 @@ def check_length(config: TrainConfig) -> None:
     Raises:
         SopError: where it does not.
     """
-    import transformers
-
-    limit = getattr(transformers.AutoConfig.from_pretrained(config.model_name_or_path, trust_remote_code=False), "max_position_embeddings", None)
+    limit = getattr(read_config(config.model_name_or_path), "max_position_embeddings", None)
     key, length = config.sequence_length
     if isinstance(limit, int) and length > limit:
         raise SopError(f"{length:,} tokens, but the model reads at most {limit:,}", where=key, fix=f"set it to {limit} or less")
