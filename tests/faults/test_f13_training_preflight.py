@@ -106,6 +106,17 @@ def test_qlora_without_a_gpu_is_an_environment_error(root: Path, tmp_path: Path)
     assert code == ENVIRONMENT and "CUDA GPU" in text and "qlora: false" in text
 
 
+@pytest.mark.parametrize(("given", "package"), [({f"{A}use_liger_kernel": True}, "liger-kernel"), ({"attn_implementation": "flash_attention_2"}, "flash-attn")])
+def test_kernels_of_gpus_are_an_environment_error_elsewhere(given: dict[str, Any], package: str, root: Path, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    for stage, make, data in ((sft.STAGE, sft_settings, "chats.jsonl"), (pretrain.STAGE, pretrain_settings, "chats.jsonl")):
+        code, text = _code(lambda s=stage, m=make, d=data: run(s, m(root / "model", root / d, tmp_path / s.name, **given)))  # type: ignore[misc]
+        assert code == ENVIRONMENT and f"{package} needs a CUDA GPU" in text
+
+
 def test_fp16_on_a_cpu_falls_back_with_a_word(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 

@@ -66,3 +66,17 @@ def test_tensorboard_gets_the_curve(values: dict[str, Any], tmp_path: Path) -> N
     curve = EventAccumulator(str(events))
     curve.Reload()
     assert [s.value for s in curve.Scalars("train/loss")] == pytest.approx(losses(done.path))
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "swanlab"])
+def test_without_a_key_a_run_is_written_offline(tracker: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real libraries (the extra `tracking`)."""
+    pytest.importorskip(tracker, reason="the extra `tracking` is not installed")
+    for name in ("WANDB_API_KEY", "SWANLAB_API_KEY", "WANDB_MODE", "SWANLAB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    done = run(sft.STAGE, {**values, "trace": tracker})
+    assert len(losses(done.path)) == 6 and (done.path / "report.html").is_file()
+    said = capsys.readouterr().err
+    assert f"{tracker}: offline" in said and "failed" not in said and "did not start" not in said
+    written = [p for p in (tmp_path / "runs" / "trace").rglob("*") if p.is_file()]
+    assert written and max(p.stat().st_size for p in written) > 1000, "no run was written"

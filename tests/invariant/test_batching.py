@@ -59,6 +59,12 @@ def test_eager_attention_gives_the_same_losses(root: Path, reference: dict[str, 
     _close(_sft(root, "eager", training_args__per_device_train_batch_size=8, attn_implementation="eager"), reference["qwen"])
 
 
+@pytest.mark.parametrize("batching", ["padded", "padding_free"])
+def test_computing_activations_again_gives_the_same_losses(root: Path, reference: dict[str, list[float]], batching: str) -> None:
+    more = {"training_args__gradient_checkpointing": True, "data__batching": batching}
+    _close(_sft(root, f"checkpointing-{batching}", training_args__per_device_train_batch_size=8, **more), reference["qwen"])
+
+
 @pytest.mark.parametrize("model", ["qwen", "llama"])
 def test_packing_gives_the_losses_of_one_row_each(root: Path, model: str) -> None:
     """Steps over the whole set, since packing changes the order: packed into bins, each conversation in a row of its own, and all in one row."""

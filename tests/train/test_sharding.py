@@ -63,12 +63,32 @@ def test_the_shipped_deepspeed_files_are_what_the_library_reads(path: Path) -> N
     assert read.is_zero2() or read.is_true("zero_optimization.stage3_gather_16bit_weights_on_model_save")
 
 
+def _zero(**changed: Any) -> str:
+    """zero2.json with other values; None leaves a key out."""
+    made = {**json.loads((CONFIGS / "deepspeed" / "zero2.json").read_text()), **changed}
+    return json.dumps({key: value for key, value in made.items() if value is not None})
+
+
 FAULTS: dict[str, tuple[str, str, str]] = {
     "pieces": ("fsdp", '{"state_dict_type": "SHARDED_STATE_DICT"}', "would leave the result in pieces"),
     "no object": ("fsdp", "[]", "no JSON object"),
-    "a scheduler of its own": ("deepspeed", '{"zero_optimization": {"stage": 2}, "scheduler": {"type": "WarmupLR"}}', "would silently go before training_args"),
-    "a result that cannot be gathered": ("deepspeed", '{"zero_optimization": {"stage": 3}}', "stage3_gather_16bit_weights_on_model_save: true"),
+    "a scheduler of its own": ("deepspeed", _zero(scheduler={"type": "WarmupLR"}), "would silently go before training_args"),
+    "a result that cannot be gathered": ("deepspeed", _zero(zero_optimization={"stage": 3}), "stage3_gather_16bit_weights_on_model_save: true"),
+    "a misspelt section": ("deepspeed", _zero(zero_optimization=None, zero_optimisation={"stage": 2}), "zero_optimization.stage is None: nothing would be sharded"),
+    "ZeRO switched off": ("deepspeed", _zero(zero_optimization={"stage": 0}), "nothing would be sharded"),
+    "another batch": ("deepspeed", _zero(train_micro_batch_size_per_gpu=16), "train_micro_batch_size_per_gpu is 16, training_args.per_device_train_batch_size 4"),
+    "another accumulation": ("deepspeed", _zero(gradient_accumulation_steps=2), "gradient_accumulation_steps is 2, training_args.gradient_accumulation_steps 1"),
+    "no clipping": ("deepspeed", _zero(gradient_clipping=None), "gradient_clipping is None, training_args.max_grad_norm 1.0"),
+    "a batch for some number of processes": ("deepspeed", _zero(train_batch_size=64), "it follows from training_args and the number of processes"),
+    "another precision": ("deepspeed", _zero(bf16={"enabled": True}), "bf16.enabled is True, but `precision` decides"),
 }
+
+
+@pytest.mark.parametrize("path", DEEPSPEED, ids=lambda p: p.stem)
+def test_the_shipped_deepspeed_files_pass_whatever_training_args_say(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    more = {"training_args__gradient_accumulation_steps": 4, "training_args__max_grad_norm": 0.5, "precision": "bf16"}
+    load_for(sft.STAGE, None, settings(**sft_settings(tmp_path / "model", chats(tmp_path / "chats.jsonl"), tmp_path / "out", deepspeed=path, **more)))
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -134,3 +154,21 @@ def test_a_sharded_model_is_saved_whole(tmp_path: Path) -> None:
     assert "lm_head.weight" not in load_file(tmp_path / "both" / "model.safetensors")
     whole, sharded = (dict(load_model(folder).named_parameters()) for folder in (alone.path, tmp_path / "both"))
     assert whole.keys() == sharded.keys() and all(torch.allclose(whole[n], sharded[n], atol=1e-5) for n in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", DEEPSPEED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "every weight"])
+def test_deepspeed_ends_with_the_weights_of_one_process(path: Path, adapter: bool, tmp_path: Path) -> None:
+    """The shipped files in DeepSpeed itself, which shards on CPUs (gloo) too; a checkpoint in the middle, gathered weights at the end."""
+    pytest.importorskip("deepspeed", reason="an environment of its own: envs/deepspeed.txt")
+    model, train = tiny_qwen(tmp_path / "model"), chats(tmp_path / "chats.jsonl", 40)
+    more = {"peft__enabled": adapter, "training_args__max_steps": 4, "training_args__save_steps": 2, "training_args__learning_rate": 1e-3, "training_args__warmup_steps": 2}
+    alone = run(sft.STAGE, sft_settings(model, train, tmp_path / "alone", **more, training_args__per_device_train_batch_size=8))
+    done = torchrun(tmp_path, "train sft", sft_settings(model, train, tmp_path / "both", **more, deepspeed=path))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert max(abs(a - b) for a, b in zip(losses(tmp_path / "both"), losses(alone.path), strict=True)) <= 1e-5
+    name = "adapter_model.safetensors" if adapter else "model.safetensors"
+    whole, sharded = (load_file(folder / name) for folder in (alone.path, tmp_path / "both"))
+    assert whole.keys() == sharded.keys() and all(torch.allclose(whole[n], sharded[n], atol=1e-5) for n in whole)
+    assert not list((tmp_path / "both").glob("*.bin")) and not list((tmp_path / "both").glob("global_step*"))

@@ -97,12 +97,16 @@ def machine(config: TrainConfig, *, qlora: bool) -> None:
         fix = "start it with torchrun on at least two GPUs, or leave `fsdp` out"
         raise SopError("fsdp: the weights would not be sharded here (this is a single process)", where=str(config.fsdp), fix=fix, code=errors.ENVIRONMENT)
     if config.deepspeed and importlib.util.find_spec("deepspeed") is None:
-        raise SopError("the package 'deepspeed' is not installed", fix="pip install deepspeed (needs a CUDA toolkit); or leave `deepspeed` out", code=errors.ENVIRONMENT)
-    if config.training_args.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
-        fix = "pip install liger-kernel (needs a GPU with Triton); or leave use_liger_kernel out"
-        raise SopError("the package 'liger-kernel' is not installed", where="training_args.use_liger_kernel", fix=fix, code=errors.ENVIRONMENT)
-    if config.attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise SopError("attn_implementation: flash_attention_2 needs the package flash-attn", fix="write sdpa", code=errors.ENVIRONMENT)
+        raise SopError("the package 'deepspeed' is not installed", fix="pip install -r envs/deepspeed.txt; or leave `deepspeed` out", code=errors.ENVIRONMENT)
+    needed = {
+        "training_args.use_liger_kernel": ("liger_kernel", "liger-kernel", bool(config.training_args.get("use_liger_kernel")), "leave it out"),
+        "attn_implementation": ("flash_attn", "flash-attn", config.attn_implementation == "flash_attention_2", "write sdpa"),
+    }
+    for key, (module, package, asked, instead) in needed.items():
+        if asked and not torch.cuda.is_available():
+            raise SopError(f"{package} needs a CUDA GPU, and there is none here", where=key, fix=instead, code=errors.ENVIRONMENT)
+        if asked and importlib.util.find_spec(module) is None:
+            raise SopError(f"the package {package!r} is not installed", where=key, fix=f"pip install {package}; or {instead}", code=errors.ENVIRONMENT)
 
 
 def _common(config: TrainConfig) -> Iterator[Finding]:
@@ -134,15 +138,38 @@ def _sharding(config: TrainConfig) -> Iterator[Finding]:
             yield key, f"no JSON object in {path.name}", f"see config/self_model_config/{key}"
         elif key == "fsdp" and str(settings.get("state_dict_type", "FULL_STATE_DICT")) != "FULL_STATE_DICT":
             yield key, f"state_dict_type {settings['state_dict_type']} would leave the result in pieces", "write FULL_STATE_DICT"
-        elif key == "deepspeed" and settings.keys() & {"scheduler", "optimizer"}:
-            yield key, "an optimizer or scheduler in this file would silently go before training_args", "leave both out: training_args has learning_rate, optim, lr_scheduler_type"
-        elif key == "deepspeed" and _stage(settings) == 3 and not settings["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"):
-            yield key, "with ZeRO 3 the result could not be written", "set zero_optimization.stage3_gather_16bit_weights_on_model_save: true"
+        elif key == "deepspeed":
+            yield from ((key, *found) for found in _deepspeed(settings, config.training_args))
 
 
-def _stage(settings: dict[str, Any]) -> Any:
+# Where DeepSpeed's file and training_args say the same thing: (key of the file, argument, its default).
+_SAID_TWICE = (
+    ("train_micro_batch_size_per_gpu", "per_device_train_batch_size", 8),
+    ("gradient_accumulation_steps", "gradient_accumulation_steps", 1),
+    ("gradient_clipping", "max_grad_norm", 1.0),
+)
+
+
+def _deepspeed(settings: dict[str, Any], arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(What is wrong, fix) of a DeepSpeed file. What stands there against training_args stops the libraries late, or (what is left out) is decided by their defaults."""
     zero = settings.get("zero_optimization")
-    return zero.get("stage") if isinstance(zero, dict) else None
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if settings.keys() & {"scheduler", "optimizer"}:
+        yield "an optimizer or scheduler in this file would silently go before training_args", "leave both out: training_args has learning_rate, optim, lr_scheduler_type"
+    if stage not in (1, 2, 3) or isinstance(stage, bool):
+        yield f"zero_optimization.stage is {stage!r}: nothing would be sharded", "write 1, 2 or 3, or leave `deepspeed` out"
+    if stage == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):  # type: ignore[union-attr]
+        yield "with ZeRO 3 the result could not be written", "set zero_optimization.stage3_gather_16bit_weights_on_model_save: true"
+    for key, argument, default in _SAID_TWICE:
+        mine, wanted = settings.get(key), arguments.get(argument, default)
+        if mine != "auto" and mine != wanted:
+            yield f"{key} is {mine!r}, training_args.{argument} {wanted!r}", f'write "{key}": "auto": training_args decides'
+    if settings.get("train_batch_size", "auto") != "auto":
+        yield f"train_batch_size is {settings['train_batch_size']!r}, but it follows from training_args and the number of processes", 'write "auto"'
+    for name in ("bf16", "fp16"):
+        part = settings.get(name)
+        if isinstance(part, dict) and part.get("enabled", "auto") != "auto":
+            yield f"{name}.enabled is {part['enabled']!r}, but `precision` decides", 'write "auto"'
 
 
 def _length(key: str, length: int, model: dict[str, Any] | None) -> Iterator[Finding]:
