@@ -200,7 +200,7 @@ def fastest(tokenizers: Sequence[Any], texts: Sequence[str], rounds: int = _SPEE
 
 
 def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
-    """Compare, and write the report as JSON, Markdown and HTML. Speed goes to the manifest alone: it differs from run to run."""
+    """Compare, and write the report as JSON, Markdown and HTML. Its speeds alone differ from run to run."""
     config, settings = run.config, run.config.evaluate
     extended, copies = Path(settings.extended_tokenizer or config.extended_tokenizer), run.work / ".tokenizers"
     gather(resolve(settings.baseline_tokenizer, config.huggingface) if settings.baseline_tokenizer else baseline.folder(config), copies / "baseline")
@@ -212,7 +212,7 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     console.note(f"comparing {len(old.tokenizer)} with {len(new.tokenizer)} tokens on {len(texts)} texts")
     terms = [t for t, _ in select.lexicon(settings.lexicon)] if settings.lexicon else []
     rows = read_plan(extended / select.PLAN) if (extended / select.PLAN).is_file() else []
-    found = compare(old, new, texts, rows, terms) | {"curve": _curve(extended)}
+    found = compare(old, new, texts, rows, terms) | {"curve": _curve(extended), "speed": speed(old, new, texts)}
     samples = report.samples(texts, settings.samples)
     pictures = [report.Picture(source, *(report.spans(side.encode([text])[0], text) for side in (old, new))) for source, text in samples]
     (run.work / "report.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -220,7 +220,7 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     (run.work / "report.html").write_text(
         report.html(found, pictures, min(set(new.tokenizer.get_vocab().values()) - set(old.tokenizer.get_vocab().values()), default=None)), encoding="utf-8"
     )
-    return _stats(found) | {"speed": speed(old, new, texts)}
+    return _stats(found)
 
 
 def _curve(folder: Path) -> list[dict[str, float]]:
@@ -235,7 +235,7 @@ def _stats(found: Json) -> Json:
         "tokens_per_char_before": whole["before"]["tokens_per_char"], "tokens_per_char_after": whole["after"]["tokens_per_char"], "reduction": whole["reduction"],
         "unk_rate_before": whole["before"]["unk_rate"], "unk_rate_after": whole["after"]["unk_rate"], "sources": {k: v["reduction"] for k, v in found["sources"].items()},
         "changed_regression_lines": found["changed_regression_lines"], "new_tokens": found["new_tokens"], "moved": len(found["moved"]),
-        "round_trip_faults": len(found["round_trip_faults"]), "lexicon": found["lexicon"], "llama_cpp_probe_same": found["llama_cpp_probe"]["same"],
+        "round_trip_faults": len(found["round_trip_faults"]), "lexicon": found["lexicon"], "llama_cpp_probe_same": found["llama_cpp_probe"]["same"], "speed": found["speed"],
     }  # fmt: skip
 
 
@@ -263,7 +263,7 @@ def _earlier(config: TokenizerConfig) -> Iterator[Stage[TokenizerConfig]]:
 def summary(done: Artifact) -> list[str]:
     """The table, and where the report lies."""
     found = json.loads((done.path / "report.json").read_text(encoding="utf-8"))
-    for title, header, rows in report.tables(found, done.stats.get("speed")):
+    for title, header, rows in report.tables(found):
         console.table(title, header, rows)
     return [f"report: {done.path / 'report.html'} (also .md, .json)"]
 
@@ -273,7 +273,7 @@ def _output(config: TokenizerConfig) -> Target:
 
 
 STAGE = TokenizerStage(
-    name="tokenizer.evaluate", version=1, config=TokenizerConfig, output=_output, build=build, inputs=inputs, uses=("evaluate",),
+    name="tokenizer.evaluate", version=2, config=TokenizerConfig, output=_output, build=build, inputs=inputs, uses=("evaluate",),
     earlier=_earlier, summary=summary, next=lambda c: "",
 )  # fmt: skip
 

@@ -59,11 +59,11 @@ def samples(texts: Sequence[tuple[str, str]], number: int) -> list[tuple[str, st
 Table = tuple[str, list[str], list[list[object]]]
 
 
-def tables(found: Json, speed: dict[str, float] | None = None) -> Iterator[Table]:
+def tables(found: Json) -> Iterator[Table]:
     """(title, header, rows): by source, new tokens and what must not change, regression set, N-curve."""
     header = ["source", "chars", "tokens/char before", "after", "reduction", "bytes/token before", "after", "UNK before", "after"]
     yield "Tokens", header, [_source(name, part) for name, part in [*found["sources"].items(), ("all", found["all"])]]
-    yield "Extension", ["what", "value"], [list(r) for r in _facts(found, speed)]
+    yield "Extension", ["what", "value"], [list(r) for r in _facts(found)]
     yield "Regression set (lines encoded differently)", ["text", "changed", "of"], [[k, v, found["regression_lines"][k]] for k, v in found["changed_regression_lines"].items()]
     if found["curve"]:
         step = max(1, len(found["curve"]) // 10)
@@ -78,8 +78,8 @@ def _source(name: str, part: Json) -> list[object]:
     return [name, f"{old['chars']:,}", *numbers, f"{old['unk_rate']:.2%}", f"{new['unk_rate']:.2%}"]
 
 
-def _facts(found: Json, speed: dict[str, float] | None) -> Iterator[tuple[str, object]]:
-    tokens, lexicon = found["new_tokens"], found["lexicon"]
+def _facts(found: Json) -> Iterator[tuple[str, object]]:
+    tokens, lexicon, speed = found["new_tokens"], found["lexicon"], found["speed"]
     count = tokens["count"] or 1
     yield "base tokens -> extended", f"{found['baseline']['tokens']} -> {found['extended']['tokens']}"
     yield "new tokens used on this text", f"{tokens['used_on_test']} of {tokens['count']} ({tokens['used_on_test'] / count:.1%})"
@@ -89,8 +89,7 @@ def _facts(found: Json, speed: dict[str, float] | None) -> Iterator[tuple[str, o
     yield "base ids, special ids, template moved", len(found["moved"])
     yield "round trips broken", len(found["round_trip_faults"])
     yield "llama.cpp recognises the pre-tokenizer", "as before" if found["llama_cpp_probe"]["same"] else "no: export with the base's tokenizer.ggml.pre"
-    if speed:
-        yield "encoding, MB per CPU second", f"{speed['baseline_mb_per_s']} -> {speed['extended_mb_per_s']} (x {speed['ratio']})"
+    yield "encoding, MB per CPU second", f"{speed['baseline_mb_per_s']} -> {speed['extended_mb_per_s']} (x {speed['ratio']})"
     if lexicon:
         yield "lexicon terms that are one token", f"{lexicon['single_before']} -> {lexicon['single_after']} of {lexicon['terms']}"
         yield "tokens per lexicon term", f"{lexicon['tokens_per_term_before']} -> {lexicon['tokens_per_term_after']}"
