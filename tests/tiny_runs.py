@@ -53,7 +53,8 @@ def settings(**values: Any) -> list[Setting]:
 def sft_settings(model: Path, train: Path, out: Path, **more: Any) -> dict[str, Any]:
     """A short deterministic fine-tuning."""
     return {
-        "model_name_or_path": model, "data__train_file": train, "data__max_length": 128, "precision": "fp32", "training_args__output_dir": out, "training_args__max_steps": 6,
+        "model_name_or_path": model, "data__train_file": train, "eval_overlap": "warn", "data__max_length": 128, "precision": "fp32", "training_args__output_dir": out,
+        "training_args__max_steps": 6,
         "training_args__per_device_train_batch_size": 4, "training_args__learning_rate": 1e-2, "training_args__logging_steps": 1, **more,
     }  # fmt: skip
 
@@ -61,7 +62,7 @@ def sft_settings(model: Path, train: Path, out: Path, **more: Any) -> dict[str, 
 def pretrain_settings(model: Path, train: Path, out: Path, **more: Any) -> dict[str, Any]:
     """A short deterministic pretraining."""
     return {
-        "model_name_or_path": model, "data__train_file": train, "data__block_size": 64, "precision": "fp32", "training_args__output_dir": out,
+        "model_name_or_path": model, "data__train_file": train, "eval_overlap": "warn", "data__block_size": 64, "precision": "fp32", "training_args__output_dir": out,
         "training_args__per_device_train_batch_size": 2, "training_args__learning_rate": 1e-2, "training_args__logging_steps": 1,
         "phases": [{"name": "full", "max_steps": 6}], **more,
     }  # fmt: skip

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DATA, LOCKED, SopError
+from .errors import DATA, DISK, LOCKED, SopError
 
 SCHEMA = 1
 _CHUNK = 1 << 20
@@ -250,6 +250,18 @@ def sweep(target: Target, keep: str | None = None) -> list[Path]:
         for path in target.folder.glob(f".{name}.tmp-*"):
             path.unlink(missing_ok=True)
     return spared
+
+
+def require_room(folder: Path, need: int) -> None:
+    """Begin nothing that would fill the disk: 1.2 times `need` bytes must be free where `folder` lies.
+
+    Raises:
+        SopError: exit 6.
+    """
+    free = shutil.disk_usage(folder).free
+    if need * 1.2 > free:
+        what = f"this may write {need / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free (a fifth more than needed is asked for)"
+        raise SopError(what, where=str(folder), fix="free some space, or choose another output folder; nothing was written", code=DISK)
 
 
 def _prune(folder: Path, names: list[str]) -> None:

@@ -72,6 +72,7 @@ class Stage(Generic[C]):
         inputs: config -> named input paths; their contents enter the fingerprint.
         uses: top-level config keys that this stage reads (None: all). The others do not enter its fingerprint.
         preflight: config -> problems (key, what, fix), found before any heavy import or model load.
+        disk: config -> bytes that it may write, where that is known beforehand; it begins only where they are free.
         plan: config -> lines that `--dry-run` prints.
         summary: artifact -> lines printed at the end.
         next: config -> the next command to type.
@@ -88,6 +89,7 @@ class Stage(Generic[C]):
     inputs: Callable[[C], Mapping[str, Path | None]] = lambda config: {}
     uses: tuple[str, ...] | None = None
     preflight: Callable[[C], Sequence[tuple[str, str, str]]] = lambda config: ()
+    disk: Callable[[C], int] = lambda config: 0
     plan: Callable[[C], Sequence[str]] = lambda config: ()
     summary: Callable[[Artifact], Sequence[str]] = lambda artifact: ()
     next: Callable[[C], str] = lambda config: ""
@@ -146,6 +148,7 @@ class Stage(Generic[C]):
             raise SopError(_interrupted_differently(spared[0], settings), where=str(target), fix="run with the earlier settings to resume it, or pass --overwrite to drop it")
         for path in spared:
             shutil.rmtree(path)
+        artifact.require_room(target.folder, self.disk(config))
         work = target.work(fingerprint)
         if work.exists() and (again or not self.resumable):
             shutil.rmtree(work)

@@ -209,13 +209,18 @@ def _plan(config: Config) -> list[str]:
     return [f"{config.model_path} -> {out} as {config.quantize}, {way}", f"compared on {config.parity.prompts} prompts x {config.parity.tokens} tokens"]
 
 
+def _disk(config: Config) -> int:
+    """The file, and where the quantiser writes it the unquantised one beside it."""
+    return exported.weights_bytes(config.model_path) * (1 if config.quantize in DIRECT else 2)
+
+
 def _summary(artifact: Artifact) -> list[str]:
     stats = artifact.stats
     return [f"{', '.join(stats['files'])}: {stats['bytes'] / 2**20:,.0f} MiB (source {stats['source_bytes'] / 2**20:,.0f} MiB)", parity.line(stats["parity"])]
 
 
 STAGE = Stage(
-    name="infer.gguf", version=1, config=Config, output=_target, build=build, apart=True, preflight=_preflight, plan=_plan, summary=_summary,
+    name="infer.gguf", version=1, config=Config, output=_target, build=build, apart=True, disk=_disk, preflight=_preflight, plan=_plan, summary=_summary,
     inputs=lambda c: {"model": c.model_path, "imatrix": c.imatrix, "heldout": c.parity.heldout}, next=lambda c: f"sop infer serve model={_target(c).folder / _names(c)[0]}",
 )  # fmt: skip
 

@@ -50,6 +50,7 @@ def prepare(config: RlhfConfig, work: Path, **options: Any) -> Prepared:
     import datasets
 
     from . import cache, pairs, precision, trace
+    from .corpus import keep_apart
     from .model import load_tokenizer
     from .setup import load_bare, place, quiet
     from .template import ensure_pad, renderer_for
@@ -69,6 +70,7 @@ def prepare(config: RlhfConfig, work: Path, **options: Any) -> Prepared:
     found = pairs.read(paths(config.data.train_file), store, renderer, limits, max_samples=config.data.max_samples, workers=config.data.workers)
     if config.data.eval_file:
         held_out = pairs.read([config.data.eval_file], store, renderer, limits, max_samples=config.data.max_eval_samples, workers=config.data.workers)
+    keep_apart(found, held_out, config.eval_overlap)
     model, rows = load_bare(config, tokenizer, config.peft, chosen, **options)
     place(model, config)
     return Prepared(
@@ -125,7 +127,8 @@ def compared(values: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 USES = (
     "model_name_or_path", "tokenizer_name_or_path", "precision", "attn_implementation", "seed", "trace", "trace_project", "deepspeed", "fsdp", "local_rank", "auto_batch",
-    "keep_checkpoints", "token_cache", "token_cache_gib", "training_args", "huggingface", "algorithm", "engine", "template_path", "template_override", "data", "peft", "trl",
+    "keep_checkpoints", "eval_overlap", "token_cache", "token_cache_gib", "training_args", "huggingface", "algorithm", "engine", "template_path", "template_override", "data",
+    "peft", "trl",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from .. import errors
 from ..console import note, progress, warn
@@ -173,6 +173,34 @@ def _encoded(
             yield from flush()
     if batch:
         yield from flush()
+
+
+class Digested(Protocol):
+    """Examples that can be told apart: a hash and a source of each."""
+
+    def digests(self) -> list[bytes]: ...
+
+    def names(self, indices: Sequence[int]) -> list[str]: ...
+
+
+def keep_apart(train: Digested, held_out: Digested | None, mode: Literal["refuse", "warn"]) -> None:
+    """See that no held-out example is learned, token for token: what is measured on it would be memory.
+
+    Raises:
+        SopError: exit 3 where one is (with `mode` warn it is said, and the training goes on).
+    """
+    if held_out is None:
+        return
+    known, measured = set(train.digests()), held_out.digests()
+    both = [i for i, digest in enumerate(measured) if digest in known]
+    if not both:
+        return
+    what = f"{len(both):,} of {len(measured):,} held-out examples are in the training data as well, token for token (first: {held_out.names(both[:1])[0]})"
+    if mode == "warn":
+        warn(what)
+        return
+    fix = "take them out of one of the files (`sop data process` keeps the same text on one side), or write eval_overlap: warn"
+    raise SopError(what, where="data.eval_file", fix=fix, code=errors.DATA)
 
 
 def source_of(record: records.Record) -> str:

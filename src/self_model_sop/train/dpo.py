@@ -11,7 +11,7 @@ from ..tokenizer.settings import local
 from . import alignment, preflight, rlhf
 from .adapters import learning_rates
 from .alignment import Prepared, located, prepare
-from .finish import building
+from .finish import building, disk
 from .rlhf import RlhfConfig
 from .settings import training_inputs
 
@@ -173,7 +173,7 @@ def _next(config: RlhfConfig) -> str:
 
 
 STAGE = Stage(
-    name="train.dpo", version=1, config=RlhfConfig, output=RlhfConfig.target, build=building(_train), inputs=_inputs, preflight=_preflight, plan=plan,
+    name="train.dpo", version=1, config=RlhfConfig, output=RlhfConfig.target, build=building(_train), disk=disk, inputs=_inputs, preflight=_preflight, plan=plan,
     uses=(*alignment.USES, "ref_model_name_or_path", "beta", "loss_type", "loss_weights"), summary=alignment.summary, next=_next, resumable=True, apart=True,
 )  # fmt: skip
 

@@ -42,6 +42,13 @@ def building(train: Callable[[C, Path], dict[str, Any]]) -> Callable[[Run[C]], d
     return build
 
 
+def disk(config: TrainConfig) -> int:
+    """Bytes that a training may write (see plan.disk)."""
+    from . import plan
+
+    return plan.disk(config)
+
+
 def already(work: Path) -> dict[str, Any] | None:
     """The stats of a training that was finished but not published (a kill in between), or None."""
     path = work / _SEAL

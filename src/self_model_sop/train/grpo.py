@@ -16,7 +16,7 @@ from ..tokenizer.settings import local
 from . import alignment, machine, preflight, reward_lint, reward_settings, rlhf, rollouts
 from .adapters import learning_rates
 from .alignment import located
-from .finish import building
+from .finish import building, disk
 from .reward_settings import MODEL
 from .rlhf import RlhfConfig
 from .settings import training_inputs
@@ -282,7 +282,8 @@ USES = (
 )  # fmt: skip
 
 STAGE = Stage(
-    name="train.grpo", version=1, config=RlhfConfig, output=RlhfConfig.target, build=build, inputs=inputs, preflight=lambda config: findings(config, "grpo"), plan=plan, uses=USES,
+    name="train.grpo", version=1, config=RlhfConfig, output=RlhfConfig.target, build=build, disk=disk, inputs=inputs,
+    preflight=lambda config: findings(config, "grpo"), plan=plan, uses=USES,
     summary=summary, next=following, resumable=True, apart=True,
 )  # fmt: skip
 

@@ -168,7 +168,16 @@ def lines(config: TrainConfig, phases: Sequence[Phase], files: Sequence[Path], *
         time_here = f", about {human_seconds(seconds / speed)} on this machine when it is idle" if speed else ""
         out.append(f"{name}: trains {learned:,} weights ({learned / shape.parameters:.2%}), {steps:,} steps of at most {each:,} tokens{time_here}")
         out.append("  memory: " + ", ".join(f"{key} {value / GIB:.2f}" for key, value in vars(parts).items()) + f" = {parts.total / GIB:.1f} GiB")
-    return [*out, *_against_machine(config, shape, largest, fitting)]
+    return [*out, *_against_machine(config, largest, fitting)]
+
+
+def disk(config: TrainConfig) -> int:
+    """Bytes that a training may write: what it trains in fp32, with two moments in a checkpoint, and the result beside it. 0 where the model is not here yet."""
+    shape, peft = shape_of(config.model_name_or_path), getattr(config, "peft", None)
+    if shape is None:
+        return 0
+    rows = len(new_rows(config.tokenizer_source, config.model_name_or_path) or ()) if peft else 0
+    return trainable(shape, "all", peft, rows, config.model_name_or_path) * 4 * 4
 
 
 def _nearest(shape: Shape, learned: int, arguments: Mapping[str, Any], layout: Rows, *, peft: PeftSettings | None, half: bool) -> str:
@@ -201,7 +210,7 @@ def _half(config: TrainConfig) -> bool:
     return bool(machine.gpus()) or bool(machine.cpu_bf16())
 
 
-def _against_machine(config: TrainConfig, shape: Shape, need: int, fitting: str) -> Iterator[str]:
+def _against_machine(config: TrainConfig, need: int, fitting: str) -> Iterator[str]:
     devices, have = machine.gpus(), _memory_here()
     what = f"{len(devices)} x {devices[0].name}, {have / GIB:.1f} GiB each" if devices else f"{machine.cores()} CPU cores, {have / GIB:.1f} GiB of memory free"
     yield f"this machine: {what}" + ("" if need <= have else f" - too little for {need / GIB:.1f} GiB")
@@ -213,9 +222,8 @@ def _against_machine(config: TrainConfig, shape: Shape, need: int, fitting: str)
     folder = config.target().folder
     while not folder.exists():
         folder = folder.parent
-    disk = shape.parameters * 4 * 4  # weights and two optimizer moments in a checkpoint, and the result beside it
-    free = shutil.disk_usage(folder).free
-    yield f"disk: at most {disk / GIB:.1f} GiB while training, {free / GIB:.1f} GiB free" + ("" if disk * 1.2 <= free else " - too little")
+    writes, free = disk(config), shutil.disk_usage(folder).free
+    yield f"disk: at most {writes / GIB:.1f} GiB while training, {free / GIB:.1f} GiB free" + ("" if writes * 1.2 <= free else " - too little")
 
 
 def _tokens_per_step(arguments: Mapping[str, Any], length: int) -> int:

@@ -9,6 +9,7 @@ from .. import errors
 from ..errors import SopError
 from ..stage import Artifact, Run, Stage, stage_main
 from . import grpo, rlhf
+from .finish import disk
 from .rlhf import RlhfConfig
 
 _CHOICES = "write engine: verl (PPO on CUDA GPUs), or algorithm: grpo or rloo with `sop train grpo` (no critic; engine: trl, on one machine, CPUs too)"
@@ -32,7 +33,7 @@ def build(run: Run[RlhfConfig]) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    name="train.ppo", version=1, config=RlhfConfig, output=RlhfConfig.target, build=build, inputs=grpo.inputs, preflight=_preflight, plan=grpo.plan, uses=grpo.USES,
+    name="train.ppo", version=1, config=RlhfConfig, output=RlhfConfig.target, build=build, disk=disk, inputs=grpo.inputs, preflight=_preflight, plan=grpo.plan, uses=grpo.USES,
     summary=grpo.summary, next=grpo.following, resumable=True, apart=True,
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..config import option
 from ..stage import Artifact, Stage
 from . import preflight
-from .finish import building
+from .finish import building, disk
 from .settings import TrainConfig, here, paths, training_inputs
 
 
@@ -113,7 +113,7 @@ def plan(config: PretrainConfig) -> Sequence[str]:
 
 
 STAGE = Stage(
-    name="train.pretrain", version=2, config=PretrainConfig, output=TrainConfig.target, build=building(_train),
+    name="train.pretrain", version=2, config=PretrainConfig, output=TrainConfig.target, build=building(_train), disk=disk,
     inputs=lambda c: {**training_inputs(c), "replay": c.data.replay_file}, preflight=preflight.pretrain, plan=plan,
     summary=_summary, next=_next, resumable=True, apart=True,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from ..stage import Artifact, Stage
 from . import alignment, preflight, rlhf
 from .adapters import learning_rates
 from .alignment import Prepared, located, prepare
-from .finish import building
+from .finish import building, disk
 from .rlhf import RlhfConfig
 from .settings import training_inputs
 
@@ -190,7 +190,7 @@ def _next(config: RlhfConfig) -> str:
 
 
 STAGE = Stage(
-    name="train.reward", version=1, config=RlhfConfig, output=RlhfConfig.target, build=building(_train), inputs=training_inputs, preflight=_preflight, plan=plan,
+    name="train.reward", version=1, config=RlhfConfig, output=RlhfConfig.target, build=building(_train), disk=disk, inputs=training_inputs, preflight=_preflight, plan=plan,
     uses=(*alignment.USES, "merge"), summary=alignment.summary, next=_next, resumable=True, apart=True,
 )  # fmt: skip
 

@@ -53,6 +53,7 @@ class TrainConfig:
     auto_batch: bool = option(False, "out of memory: halve the batch, double the accumulation (same effective batch), say so and go on", cosmetic=True)
     token_cache: Path | None = option(None, "folder of tokenised data that runs share; none: $SOP_TOKEN_CACHE, else .cache/tokens of the project", path="output", cosmetic=True)
     token_cache_gib: float = option(20.0, "tokenised data used longest ago goes once all of it exceeds so many GiB", cosmetic=True)
+    eval_overlap: Literal["refuse", "warn"] = option("refuse", "where held-out examples are in the training data too: stop before anything is trained, or say so", cosmetic=True)
     keep_checkpoints: bool = option(False, "leave the last training checkpoints in the output folder", cosmetic=True)
     training_args: dict[str, Any] = option(
         help="arguments of transformers.TrainingArguments; output_dir is where the result goes", factory=dict, check="self_model_sop.train.arguments:check", keys=ROLES

@@ -12,7 +12,7 @@ from ..console import note
 from ..stage import Artifact, Stage
 from . import preflight
 from .adapters import PeftSettings, learning_rates
-from .finish import building
+from .finish import building, disk
 from .settings import RowData, TrainConfig, here, paths, training_inputs
 
 
@@ -126,6 +126,7 @@ def prepare(config: SftConfig, work: Path) -> Prepared:
     held_out = None
     if config.data.eval_file:
         held_out = corpus.conversations([config.data.eval_file], store, renderer, max_samples=config.data.max_eval_samples, **limits)
+    corpus.keep_apart(tokens, held_out, config.eval_overlap)
     model, trainable = load_for_training(config, tokenizer, config.peft, chosen)
     layout: Any = "padded" if config.data.packing else {"padding_free": "flat"}.get(config.data.batching, config.data.batching)
     collator = CausalCollator(tokenizer.convert_tokens_to_ids(pad), layout, keep_for(model, config.training_args), weighted=bool(tokens.meta["weighted"]))
@@ -164,8 +165,8 @@ def plan(config: SftConfig) -> Sequence[str]:
 
 
 STAGE = Stage(
-    name="train.sft", version=1, config=SftConfig, output=TrainConfig.target, build=building(_train), inputs=training_inputs, preflight=preflight.sft, plan=plan, summary=_summary,
-    next=_next, resumable=True, apart=True,
+    name="train.sft", version=1, config=SftConfig, output=TrainConfig.target, build=building(_train), disk=disk, inputs=training_inputs, preflight=preflight.sft, plan=plan,
+    summary=_summary, next=_next, resumable=True, apart=True,
 )  # fmt: skip
 
 

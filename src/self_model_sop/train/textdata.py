@@ -60,6 +60,7 @@ def prepare(config: PretrainConfig, work: Path) -> Prepared:
     objective: Literal["causal", "mlm"] = "mlm" if kind == "masked" else "causal"
     tokens = _documents(config, tokenizer, objective, "train")
     held_out = _documents(config, tokenizer, objective, "eval") if config.data.eval_file else None
+    corpus.keep_apart(tokens, held_out, config.eval_overlap)
     dataset: Blocks | Examples = Blocks(tokens, reading_order(tokens, config.data, config.seed), config.data.block_size) if objective == "causal" else Examples(tokens)
     setup.check_length(config)
     transformers.set_seed(config.seed)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +80,10 @@ class TokenSet:
         first, last = int(self.offsets[index]), int(self.offsets[index + 1])
         part = slice(first + start, last if stop is None else first + stop)
         return Segment(self.ids[part], self.weights[part])
+
+    def digests(self) -> list[bytes]:
+        """A hash of the tokens of each example."""
+        return [blake2b(self.ids[first:last].tobytes(), digest_size=16).digest() for first, last in itertools.pairwise(self.offsets.tolist())]
 
     def names(self, indices: Iterable[int]) -> list[str]:
         """Where examples came from; read from disk, since it is asked for in errors only."""
