@@ -22,6 +22,7 @@ def collect(name: str, members: Sequence[InputFile], rules: Rules, folder: Path,
     """Judge the rows and leave a part in `folder`; with `part` = (i, n) only the i-th of n parts of the input, with a table of its n-grams for the merge."""
     spans = part_of(members, *part) if part else [(i, WHOLE) for i in range(len(members))]
     with PartWriter(folder, rules.names, _table_bits(members) if part and rules.want_text else 0) as out:
+        out.totals.model = rules.perplexity.about if rules.perplexity else {}
         for outcomes, tally in ordered(functools.partial(_judging, rules), _blocks(name, members, spans), workers, key="--workers 1"):
             out.totals.tally(tally)
             for outcome in outcomes:

@@ -17,6 +17,7 @@ from ..errors import missing_extra
 from .characters import HAN, HANGUL, KANA, LETTER, PUNCTUATION, SPACE, SYMBOL, classes
 from .formats import Message
 from .ngrams import hash_windows
+from .perplexity import PerplexityConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +69,7 @@ class FilterConfig:
     boilerplate: tuple[str, ...] = option(BOILERPLATE, "a text of fewer than 200 characters with one of these is dropped; empty: off")
     refusals: tuple[str, ...] = option((), "a dialogue whose last answer begins with one of these (within 30 characters) is dropped; `default` stands for a built-in list")
     repetition: RepetitionConfig = option(factory=RepetitionConfig)
+    perplexity: PerplexityConfig = option(factory=PerplexityConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ _ALPHABETS = 0x530  # Latin, Greek, Cyrillic lie below
 
 
 @lru_cache(maxsize=1)
-def _table() -> NDArray[np.uint32]:
+def folding_table() -> NDArray[np.uint32]:
     """The folded form of every code point, 0 for whitespace and invisible characters, [0x110000]; characters whose folded form is longer stay."""
     import numpy as np
 
@@ -52,8 +52,8 @@ def _simplified_characters() -> Iterator[tuple[str, str]]:
 
 @lru_cache(maxsize=1)
 def letters_table() -> NDArray[np.uint32]:
-    """Like `_table`, with 0 for whatever is no letter or digit too, and accents taken off, [0x110000]: for overlap with evaluation items."""
-    table = _table().copy()
+    """Like `folding_table`, with 0 for whatever is no letter or digit too, and accents taken off, [0x110000]: for overlap with evaluation items."""
+    table = folding_table().copy()
     for point in [*range(0x10000), *range(0x1D400, 0x1D800)]:
         base = unicodedata.normalize("NFKD", chr(table[point]))
         if not base[0].isalnum():
@@ -78,7 +78,7 @@ def keys_of(codes: Codes, ends: Ints, exact: Sequence[bytes]) -> list[bytes]:
     """The keys of texts that lie one after the other. `codes`: [chars]; `ends`: where each text ends, [texts]."""
     import numpy as np
 
-    folded = _table()[codes]
+    folded = folding_table()[codes]
     solid = folded != 0
     kept = folded[solid]
     cuts = np.cumsum([np.count_nonzero(solid[low:high]) for low, high in pairwise([0, *ends.tolist()])], dtype=np.int64)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BUG, SopError
 from .parts import Parts, Totals
+from .perplexity import LEVELS
 from .records import dumps
 from .rows import SHOWN
 from .sets import InputFile
@@ -225,6 +226,8 @@ def _result(name: str, members: Sequence[InputFile], totals: Totals, made: Decis
         "dropped": {k: n for k, n in sorted(dropped.items()) if n}, "quarantined": dict(sorted(totals.quarantined.items())),
         "texts_changed": totals.changed, "characters": totals.characters,
     }  # fmt: skip
+    if totals.model:
+        stats["perplexity"] = {**totals.model, "texts": {low: totals.perplexity[low] for low in map(str, LEVELS) if totals.perplexity[low]}}
     if total + totals.pieces != kept + dropped.total() + totals.quarantined.total() or kept != train + held:
         raise SopError(f"the rows of set {name} do not add up: {stats}", code=BUG)
     return Result(

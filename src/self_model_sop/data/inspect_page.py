@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from .perplexity import LEVELS
 from .rows import SHOWN
 
 if TYPE_CHECKING:
@@ -104,8 +105,19 @@ def _histograms(view: SetView) -> str:
     note = f"{view.looked_at:,} kept rows"
     return (
         f"<div class='two'><div><h3>Characters <small>长度（小于）</small></h3>{lengths}</div><div><h3>Han among letters <small>汉字占比（小于）</small></h3>{han}</div></div>"
-        f"<p class='dim'>{note}; under each bar its upper end.</p>"
+        f"<p class='dim'>{note}; under each bar its upper end.</p>{_perplexities(view.stats.get('perplexity'))}"
     )
+
+
+def _perplexities(found: dict[str, Any] | None) -> str:
+    """How unusual all judged texts were, kept or not, with the limit."""
+    if not found:
+        return ""
+    columns = _columns([found["texts"].get(str(low), 0) for low in LEVELS], [f"{low:,}" for low in LEVELS])
+    sample = f"order {found['order']}, sample of {found['sample_characters']:,} characters"
+    middle = f"; held-out texts of the sample: median {found['held_out_median']:,}" if "held_out_median" in found else ""
+    note = f"limit {found['limit']:,}; {sample}{middle}; all judged texts, under each bar its lower end"
+    return f"<h3>Perplexity per character <small>困惑度（不小于）</small></h3>{columns}<p class='dim'>{note}</p>"
 
 
 def _columns(values: Sequence[int], names: Sequence[str]) -> str:

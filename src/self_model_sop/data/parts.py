@@ -40,7 +40,9 @@ class Totals:
     undecodable: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     pii: Counter[str] = field(default_factory=Counter)
+    perplexity: Counter[str] = field(default_factory=Counter)
     first_bad: dict[str, str] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     pieces: int = 0
     changed: int = 0
     characters: int = 0
@@ -59,6 +61,7 @@ class Totals:
     def tally(self, tally: Tally) -> None:
         """Add what a block saw."""
         self.pii.update(tally.pii)
+        self.perplexity.update(tally.perplexity)
         self.formats.update({f"{file}:{kind}": n for (file, kind), n in tally.formats.items()})
         self.changed += tally.changed
         self.characters += tally.characters
@@ -126,7 +129,8 @@ class PartWriter:
             totals.dropped[reason] += 1
             self._at.write(_AT.pack(outcome.file, outcome.line, outcome.piece))
             source = source_of(self._names, outcome.file, outcome.line, outcome.piece)
-            self._dropped.write(_line({"_source": source, "reason": reason, "text": outcome.text}))
+            value = {} if outcome.perplexity is None else {"perplexity": outcome.perplexity}
+            self._dropped.write(_line({"_source": source, "reason": reason, **value, "text": outcome.text}))
 
     def _keep(self, outcome: Outcome) -> None:
         row, text = outcome.row.encode() + b"\n", outcome.text.encode("utf-8", "surrogatepass")

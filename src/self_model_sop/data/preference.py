@@ -152,7 +152,7 @@ def summary(done: Artifact) -> list[str]:
 
 
 STAGE = Stage(
-    name="data.preference", version=2, config=Config, output=process.output, build=build, inputs=process.inputs, preflight=preflight, plan=process.plan, summary=summary,
+    name="data.preference", version=3, config=Config, output=process.output, build=build, inputs=process.inputs, preflight=preflight, plan=process.plan, summary=summary,
     next=lambda config: process.following(config) if config.shard else "",
 )  # fmt: skip
 

@@ -18,8 +18,10 @@ from ..artifact import Target
 from ..config import option
 from ..errors import DATA, SopError
 from ..stage import Artifact, Run, Stage, stage_main
-from .clean import CleanConfig
+from . import dedup_key, perplexity
+from .clean import CleanConfig, cleaner
 from .decontaminate import Choice
+from .dedup_key import DedupKeyConfig
 from .encodings import MAX_LINE_BYTES, likely_encoding
 from .filters import FilterConfig
 from .pii import DEFAULT_RULES, RULES
@@ -43,6 +45,7 @@ class ProcessConfig:
     dedup: bool = option(True, "drop rows whose text repeats an earlier one (width, case, traditional/simplified and whitespace folded)", flag="--dedup")
     near_dedup: bool = option(True, "drop rows whose character 5-grams are nearly those of an earlier one", flag="--near_dedup")
     jaccard_threshold: float = option(0.8, "how similar: Jaccard of the 5-gram sets, exact", flag="--jaccard_threshold")
+    dedup_key: DedupKeyConfig = option(factory=DedupKeyConfig)
     sentiment_filter: bool = option(False, "drop abuse and angry spam by a small lexicon (data/filters.py says the rule)", flag="--sentiment_filter")
     to_parquet: bool = option(False, "write Parquet beside JSONL", flag="--to_parquet")
     validation_ratio: float = option(0.05, "share of rows for validation, by content hash; 0: none", flag="--validation_ratio")
@@ -82,6 +85,11 @@ class Config:
 
         return tuple(item_of(r.row) for r in read(self.process.decontaminate) if r.row is not None)
 
+    def _perplexity_filter(self, name: str) -> perplexity.PerplexityFilter | None:
+        """The trained filter of a set that may hold pretraining text."""
+        config = self.filters.perplexity
+        return perplexity.train(config, cleaner(self.clean, pretrain=True)) if config.sample and name not in ("finetune", "reward") else None
+
     def rules(self, name: str, members: Sequence[InputFile]) -> Rules:
         """The rules for the rows of one set."""
         p = self.process
@@ -89,7 +97,7 @@ class Config:
         return Rules(
             set_name=name, min_chars=least, max_chars=p.max_chars, max_turns=p.max_turns, split_long=p.split_long, sentiment=p.sentiment_filter, text_fields=self.text_fields,
             columns=self.columns, clean=self.clean, filters=self.filters, pii=p.pii, pii_rules=p.pii_rules, names=tuple(f.name for f in members),
-            want_text=p.near_dedup or p.validation_ratio > 0, items=self._evaluation_items(),
+            want_text=p.near_dedup or p.validation_ratio > 0, items=self._evaluation_items(), dedup_key=p.dedup_key, perplexity=self._perplexity_filter(name),
         )  # fmt: skip
 
 
@@ -123,7 +131,8 @@ def shard_folder(config: Config, part: int, of: int) -> Path:
 def inputs(config: Config) -> dict[str, Path | None]:
     """Inputs under names that hold the file names, because `_source` does."""
     named: dict[str, Path | None] = {f"input {i}: {p.name}": p for i, p in enumerate(config.inputs())}
-    return named | {f"decontaminate {i}: {p.name}": p for i, p in enumerate(config.process.decontaminate)}
+    named |= {f"decontaminate {i}: {p.name}": p for i, p in enumerate(config.process.decontaminate)}
+    return named | {f"perplexity sample {i}: {p.name}": p for i, p in enumerate(config.filters.perplexity.sample)}
 
 
 def preflight(config: Config) -> list[tuple[str, str, str]]:
@@ -142,6 +151,8 @@ def preflight(config: Config) -> list[tuple[str, str, str]]:
     if not 0 <= p.validation_ratio <= 0.5:
         problems.append(("process.validation_ratio", "must lie between 0 and 0.5", "0.05"))
     problems += [("process.pii_rules", f"unknown rule {name!r}", "known: " + ", ".join(RULES)) for name in p.pii_rules if name not in RULES]
+    problems += [(f"process.dedup_key.{key}", what, fix) for key, what, fix in dedup_key.problems(p.dedup_key)]
+    problems += [(f"filters.perplexity.{key}", what, fix) for key, what, fix in perplexity.problems(config.filters.perplexity)]
     if config.workers < 1:
         problems.append(("workers", "must be at least 1", ""))
     if not config.memory >= 0.25:
@@ -239,13 +250,12 @@ def write_sets(config: Config, work: Path) -> dict[str, Any]:
     for name, members in sets.files.items():
         folder = work if config.subdir or config.output else work / name
         folder.mkdir(exist_ok=True)
-        rules = config.rules(name, members)
         spool = folder / ".part"
         if not shards:
             spool.mkdir()
-            collect(name, members, rules, spool, workers=config.workers)
+            collect(name, members, config.rules(name, members), spool, workers=config.workers)
         stem = config.output.name.removesuffix(".jsonl") if config.output else ""
-        with Parts([shard / name for shard in shards] or [spool], rules.names) as parts:
+        with Parts([shard / name for shard in shards] or [spool], [m.name for m in members]) as parts:
             done = finish(name, members, config.process, parts, folder, stem=stem, memory=int(config.memory * 2**30))
         if not shards:
             shutil.rmtree(spool)
@@ -331,7 +341,7 @@ def disk(config: Config) -> int:
 
 
 STAGE = Stage(
-    name="data.process", version=2, config=Config, output=output, build=build, disk=disk, inputs=inputs, preflight=preflight, plan=plan, summary=summary, next=following,
+    name="data.process", version=3, config=Config, output=output, build=build, disk=disk, inputs=inputs, preflight=preflight, plan=plan, summary=summary, next=following,
 )  # fmt: skip
 
 

@@ -15,14 +15,17 @@ from . import filters, pii
 from .batch import Batch
 from .clean import CleanConfig, cleaner, unclean
 from .decontaminate import Choice, Overlap
+from .dedup_key import DedupKeyConfig, compared, programs_too
 from .filters import FilterConfig, PartConfig
 from .fold import keys_of
 from .formats import DIALOGUE_KEYS, Row, RowError, detect, map_texts, missing_part, text_key, to_messages, to_preference, to_text, tools_of
+from .perplexity import PerplexityFilter, level
 from .records import dumps, parse_object
 from .rl import RLConfig, to_rl
 
 _PROGRAM_KEYS = frozenset({"tools", "functions", *DIALOGUE_KEYS})
 SHOWN = 200  # characters of a row in reports
+_WHOLE = DedupKeyConfig()
 DROPPED = frozenset({"unknown_role"})  # read errors that say something about the content, not about the file
 INCOMPLETE = frozenset({"no_prompt", "no_answer", "no_chosen", "no_rejected", "empty_chosen", "empty_rejected"})  # the same of preference data
 
@@ -48,6 +51,7 @@ class Outcome(NamedTuple):
     text: str  # kept: the whole text, where near-duplicates are looked for; else the start of the row
     row: str = ""  # JSON
     key: bytes = b""
+    perplexity: float | None = None  # of a text dropped for it
 
 
 @dataclass
@@ -56,6 +60,7 @@ class Tally:
 
     formats: Counter[tuple[int, str]] = field(default_factory=Counter)
     pii: Counter[str] = field(default_factory=Counter)
+    perplexity: Counter[str] = field(default_factory=Counter)  # judged texts by level
     changed: int = 0
     characters: int = 0
 
@@ -80,6 +85,8 @@ class Rules:
     want_text: bool
     items: tuple[str | Choice, ...] = ()  # evaluation items that no row may overlap
     parts: PartConfig = PartConfig()
+    dedup_key: DedupKeyConfig = DedupKeyConfig()
+    perplexity: PerplexityFilter | None = None
     rl: RLConfig | None = None  # preference data: rows that only serve as prompts are welcome too
 
     def source(self, item: Item, piece: int = 0) -> str:
@@ -296,16 +303,40 @@ class Judge:
             left = [i for i, reason in enumerate(reasons) if reason is None]
             for i, item in zip(left, self._overlap.find(pieces[i].text for i in left), strict=True):
                 reasons[i] = None if item is None else "contaminated"
-        keys = dict(zip(fitting, keys_of(batch.codes, batch.ends, [_programs(p.row) for p in some]), strict=True))
-        return [self._outcome(piece, reason, keys.get(i, b"")) for i, (piece, reason) in enumerate(zip(pieces, reasons, strict=True))]
+        high = self._unusual(pieces, reasons)
+        keys, texts = self._keys(some, batch)
+        key = dict(zip(fitting, zip(keys, texts, strict=True), strict=True))
+        return [self._outcome(p, reason, *key.get(i, (b"", p.text)), high.get(i)) for i, (p, reason) in enumerate(zip(pieces, reasons, strict=True))]
+
+    def _unusual(self, pieces: Sequence[_Piece], reasons: list[str | None]) -> dict[int, float]:
+        """Mark pretraining texts of a high perplexity; returns those perplexities."""
+        if self.rules.perplexity is None:
+            return {}
+        left = [i for i, reason in enumerate(reasons) if reason is None and pieces[i].of.pretrain]
+        found = {}
+        for i, value in zip(left, self.rules.perplexity.judge([pieces[i].text for i in left]), strict=True):
+            if value is not None:
+                self.tally.perplexity[level(value)] += 1
+                if value > self.rules.perplexity.limit:
+                    reasons[i], found[i] = "high_perplexity", value
+        return found
+
+    def _keys(self, pieces: Sequence[_Piece], batch: Batch) -> tuple[list[bytes], list[str]]:
+        """The key of each piece for exact duplicates, and its text for near ones. `batch`: the whole texts."""
+        config = self.rules.dedup_key
+        declared = [compared(p.row, p.of.kind, config) for p in pieces] if config != _WHOLE else []
+        texts = [p.text if text is None else text for p, text in zip(pieces, declared, strict=True)] if any(declared) else list(batch.texts)
+        exact = [_programs(p.row) if programs_too(p.of.kind, config) else b"" for p in pieces]
+        batch = Batch(texts) if any(declared) else batch
+        return keys_of(batch.codes, batch.ends, exact), texts
 
     def _length(self, text: str) -> str | None:
         return "too_short" if len(text) < self.rules.min_chars else "too_long" if len(text) > self.rules.max_chars else None
 
-    def _outcome(self, piece: _Piece, reason: str | None, key: bytes) -> Outcome:
+    def _outcome(self, piece: _Piece, reason: str | None, key: bytes, text: str, perplexity: float | None) -> Outcome:
         item = piece.of.item
         if reason:
-            return self._out(item, piece.number, reason, piece.text)
+            return self._out(item, piece.number, reason, piece.text)._replace(perplexity=perplexity)
         row = piece.row
         row.pop("_source", None)
         row["_source"] = self.rules.source(item, piece.number)
@@ -313,7 +344,7 @@ class Judge:
             line = dumps(row)
         except ValueError:
             return self._bad(item, "not_json", str(row))
-        return Outcome(item.file, item.line, piece.number, None, False, piece.text if self.rules.want_text else "", line, key)
+        return Outcome(item.file, item.line, piece.number, None, False, text if self.rules.want_text else "", line, key)
 
     def _reasons(self, pieces: Sequence[_Piece], batch: Batch) -> list[str | None]:
         """Why each piece is dropped, or None."""
