@@ -22,7 +22,13 @@ sys.path.insert(0, str(HERE))
 from corpus import ROOT, corpus, jaccard  # noqa: E402
 from tools import TOOLS, N, T  # noqa: E402
 
-PEERS = {"peers": ["rensa==0.5.0", "gaoya==0.2.2", "datasketch==2.0.0"], "datatrove": ["datatrove[processing]==0.10.1"]}  # environment -> what it holds
+PEERS = {  # environment -> what it holds
+    "peers": ["rensa==0.5.0", "gaoya==0.2.2", "datasketch==2.0.0"],
+    "datatrove": ["datatrove[processing]==0.10.1"],
+    "text_dedup": ["text-dedup==0.4.0"],
+    "data_juicer": ["py-data-juicer==1.6.1"],
+}
+_SOURCES = ("text_dedup", "data_juicer")  # depend on small packages that exist as source only
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
@@ -33,7 +39,7 @@ def python_of(tool: str, cache: Path) -> str:
     name = tool if tool in PEERS else "peers"
     if not (cache / name).exists():
         venv.create(cache / name, with_pip=True)
-        subprocess.run([cache / name / "bin/python", "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *PEERS[name]], check=True)
+        subprocess.run([cache / name / "bin/python", "-m", "pip", "install", "--quiet", *([] if name in _SOURCES else ["--only-binary", ":all:"]), *PEERS[name]], check=True)
     return str(cache / name / "bin/python")
 
 

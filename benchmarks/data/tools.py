@@ -112,6 +112,34 @@ def datatrove(texts: list[str]) -> list[int]:
     return [i for i in range(len(texts)) if i not in kept]
 
 
+def text_dedup(texts: list[str]) -> list[int]:
+    """Its MinHash command in one process, on characters instead of runs of letters between spaces and punctuation."""
+    import tempfile
+    from types import SimpleNamespace
+
+    from datasets import Dataset, load_from_disk
+    from text_dedup import minhash
+
+    minhash.NON_ALPHA = SimpleNamespace(split=list)
+    with tempfile.TemporaryDirectory() as folder:
+        Dataset.from_dict({"id": list(range(len(texts))), "text": texts}).save_to_disk(f"{folder}/in")
+        options = {"path": f"{folder}/in", "local": True, "output": f"{folder}/out", "column": "text", "ngram": N, "threshold": T, "num_perm": PERMUTATIONS, "num_proc": 1}
+        minhash.main(["--local" if k == "local" else f"--{k}={v}" for k, v in options.items()], standalone_mode=False)
+        kept = set(load_from_disk(f"{folder}/out")["id"])
+    return [i for i in range(len(texts)) if i not in kept]
+
+
+def data_juicer(texts: list[str]) -> list[int]:
+    """Its MinHash operator on characters, in one process."""
+    from data_juicer.ops.deduplicator.document_minhash_deduplicator import DocumentMinhashDeduplicator
+    from datasets import Dataset
+
+    remover = DocumentMinhashDeduplicator(tokenization="character", window_size=N, num_permutations=PERMUTATIONS, jaccard_threshold=T)
+    rows = Dataset.from_dict({"id": list(range(len(texts))), "text": texts}).map(remover.compute_hash)
+    kept = set(remover.process(rows)[0]["id"])
+    return [i for i in range(len(texts)) if i not in kept]
+
+
 def _query_then_insert(texts: list[str], query: Callable[[str], object], insert: Callable[[int, str], object]) -> Iterator[int]:
     for i, text in enumerate(texts):
         if query(text):
@@ -156,7 +184,7 @@ def peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-TOOLS = {f.__name__: f for f in (ours, prototype, rensa_r, rensa_c, rensa_rho, gaoya, datasketch, datatrove, exact)}
+TOOLS = {f.__name__: f for f in (ours, prototype, rensa_r, rensa_c, rensa_rho, gaoya, datasketch, datatrove, text_dedup, data_juicer, exact)}
 
 
 def main() -> None:
