@@ -38,7 +38,8 @@ def write_texts(shared: Path, folder: Path) -> None:
 
 def held_out(folder: Path, characters: int) -> list[str]:
     """The beginnings of held-out documents, up to so many characters in all."""
-    texts = [json.loads(line)["text"][:BEGINNING] for line in (folder / "validation.jsonl").read_text(encoding="utf-8").splitlines()]
+    with (folder / "validation.jsonl").open(encoding="utf-8") as f:
+        texts = [json.loads(line)["text"][:BEGINNING] for line in f]
     out, left = [], characters
     for text in sorted(texts, key=lambda t: hashlib.sha256(t.encode()).digest()):
         out.append(text)

@@ -92,9 +92,10 @@ def test_a_parquet_file_beside_its_jsonl_is_the_same_data(tmp_path: Path) -> Non
 
 
 def test_a_tiny_corpus_still_holds_one_document_out(tmp_path: Path) -> None:
-    write(tmp_path / "two.jsonl", [{"text": "高血压患者"}, {"text": "定期测量"}])
+    write(tmp_path / "two.jsonl", [{"text": "高血压\u2028患者"}, {"text": "定期\u2028测量\x85"}])  # characters that str.splitlines takes for line ends
     done = corpus.run(config_of(tmp_path, [tmp_path / "two.jsonl"], held_out=0.000001))
-    assert len(texts(done.path, corpus.TRAIN)) == len(texts(done.path, corpus.HELD_OUT)) == 1
+    train, held = texts(done.path, corpus.TRAIN), texts(done.path, corpus.HELD_OUT)
+    assert len(train) == len(held) == 1 and train != held
     assert done.stats["sources"]["two"]["heldout_rows"] == 1
 
 

@@ -164,8 +164,8 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
 def _hold_out(folder: Path, document: Document, train: _Out, held: _Out) -> None:
     """Move one document to the empty held-out file of a very small corpus."""
     line = json.dumps(document._asdict(), ensure_ascii=False) + "\n"
-    lines = (folder / TRAIN).read_text(encoding="utf-8").splitlines(keepends=True)
-    (folder / TRAIN).write_text("".join(x for x in lines if x != line), encoding="utf-8")
+    lines = (folder / TRAIN).read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold U+2028
+    (folder / TRAIN).write_text("\n".join(x for x in lines if x != line.rstrip("\n")), encoding="utf-8", newline="\n")
     (folder / HELD_OUT).write_text(line, encoding="utf-8")
     for out, change in ((train, -1), (held, 1)):
         out.rows[document.source] += change
@@ -204,7 +204,7 @@ def summary(done: Artifact) -> list[str]:
 
 
 STAGE = TokenizerStage(
-    name="tokenizer.corpus", version=1, config=TokenizerConfig, output=lambda c: c.below("corpus"), build=build, inputs=inputs, uses=("corpus",),
+    name="tokenizer.corpus", version=2, config=TokenizerConfig, output=lambda c: c.below("corpus"), build=build, inputs=inputs, uses=("corpus",),
     plan=lambda c: [f"read {', '.join(map(str, c.corpus.inputs))}"], summary=summary, next=lambda c: "sop tokenizer train",
 )  # fmt: skip
 
