@@ -11,6 +11,13 @@ from ..config import option
 from ..hub import HubConfig
 
 
+def _require(section: str, **rules: tuple[bool, str]) -> None:
+    """Raise a ValueError that names every value that does not hold its rule."""
+    wrong = [f"{section}.{key} must be {rule}" for key, (holds, rule) in rules.items() if not holds]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
     """`corpus:` which text the new tokens are learned from."""
@@ -20,6 +27,10 @@ class CorpusConfig:
     weights: dict[str, float] = option(help="source (file or set name) -> weight of its counts; 1 where not named", factory=dict)
     held_out: float = option(0.1, "share of documents kept for measuring, chosen by content hash")
     max_chars: int = option(200_000_000, "at most so many characters, sampled evenly by content hash")
+
+    def __post_init__(self) -> None:
+        weighted = all(w >= 0 for w in self.weights.values())
+        _require("corpus", held_out=(0 <= self.held_out < 1, "in [0, 1)"), max_chars=(self.max_chars >= 1, "at least 1"), weights=(weighted, "0 or more each"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +44,12 @@ class AuxConfig:
     byte_fallback: bool = option(True, "unknown characters become bytes")
     max_sentence_length: int = option(16_384, "bytes; longer lines are split, not dropped")
     num_threads: int = option(2, "training threads", cosmetic=True)
+
+    def __post_init__(self) -> None:
+        _require(
+            "aux_tokenizer", vocab_size=(self.vocab_size >= 1, "at least 1"), character_coverage=(0 < self.character_coverage <= 1, "above 0, at most 1"),
+            max_sentence_length=(self.max_sentence_length >= 4, "at least 4 bytes"), num_threads=(self.num_threads >= 1, "at least 1"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +70,11 @@ class SelectionConfig:
     lexicon_share: float = option(0.05, "bases with merges: the terms, as often as their frequencies say, make up this share of the text that gains are measured on")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lexicon_share < 1:
-            raise ValueError("selection.lexicon_share must be in [0, 1)")
+        positive = {k: getattr(self, k) for k in ("new_tokens", "max_new_tokens", "min_freq", "max_base_pieces", "max_token_chars", "max_samples")}
+        _require(
+            "selection", **{k: (v is None or v >= 1, "at least 1") for k, v in positive.items()}, min_gain=(self.min_gain >= 0, "0 or more"),
+            max_unused=(0 <= self.max_unused <= 1, "in [0, 1]"), lexicon_share=(0 <= self.lexicon_share < 1, "in [0, 1)"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +98,9 @@ class EvaluateConfig:
     output_dir: Path | None = option(None, "none: <work_dir>/evaluation", path="output", flag="--output_dir")
     lexicon: Path | None = option(None, "terms whose coverage is reported", path="input")
     samples: int = option(12, "texts shown in the HTML report, cut to 160 characters; 0: none of the corpus in the report")
+
+    def __post_init__(self) -> None:
+        _require("evaluate", samples=(self.samples >= 0, "0 or more"))
 
 
 @dataclass(frozen=True, kw_only=True)
