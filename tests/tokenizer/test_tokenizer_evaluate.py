@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from self_model_sop.errors import DATA, SopError
-from self_model_sop.tokenizer import evaluate, extend, gates, report
+from self_model_sop.tokenizer import corpus, evaluate, extend, gates, report
 from self_model_sop.tokenizer.base import gather
 from self_model_sop.tokenizer.settings import CorpusConfig, EvaluateConfig, SelectionConfig, TokenizerConfig
 from tiny_tokenizers import chinese, make, write_corpus
@@ -43,7 +43,7 @@ def test_the_held_out_text_by_source(made: TokenizerConfig) -> None:
     found = read_report(done)
     assert set(found["sources"]) == {"pretrain", "finetune", "reward"}
     old, new = (evaluate.opened(p) for p in (made.work_dir / "baseline/tokenizer", made.extended_tokenizer))
-    texts = [t for _, t in evaluate.texts_of(made.evaluate, made.work_dir / "corpus/heldout.jsonl")]
+    texts = [t for _, t in evaluate.texts_of(made.evaluate, made.work_dir / "corpus/heldout.jsonl", corpus.Tally())]
     for side, part in ((old, "before"), (new, "after")):
         tokens = sum(map(len, gates.ids(side.tokenizer, texts)))
         assert found["all"][part]["tokens"] == tokens
@@ -107,6 +107,15 @@ def test_the_documented_command_on_any_text(made: TokenizerConfig, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "tokens/char" in done.stdout and "文本 a" in done.stdout and "lexicon terms that are one token" in done.stdout
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"report.json", "report.md", "report.html", "manifest.json"}
+
+
+def test_rows_that_cannot_be_compared_are_counted(made: TokenizerConfig, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "高血压患者"}\n{"text": "糖尿病"\n{"text": " "}\n{"text": 5}\n', encoding="utf-8")
+    done = evaluate.run(with_evaluate(made, test_corpus=(tmp_path / "rows.jsonl",), output_dir=tmp_path / "out"))
+    rows = read_report(done)["rows"]
+    assert rows == done.stats["rows"] and rows["total"] == 4 == rows["kept"] + rows["quarantined"] + sum(rows["dropped"].values())
+    assert (rows["kept"], rows["quarantined"]) == (1, 1)
+    assert "4 / 1 / 1 / " in (done.path / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_html_page_is_self_contained_and_escapes(made: TokenizerConfig, tmp_path: Path) -> None:

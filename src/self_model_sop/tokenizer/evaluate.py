@@ -50,19 +50,29 @@ def opened(folder: Path) -> Side:
 # --- the text -----------------------------------------------------------------------------------------------------------------------------
 
 
-def texts_of(settings: EvaluateConfig, held_out: Path) -> Iterator[tuple[str, str]]:
-    """(source, text) of the test corpus: given files, or the held-out text of the corpus stage."""
+def texts_of(settings: EvaluateConfig, held_out: Path, tally: corpus.Tally) -> Iterator[tuple[str, str]]:
+    """(source, text) of the test corpus: given files, or the held-out text of the corpus stage; every row is counted in `tally`."""
     if not settings.test_corpus:
-        yield from ((d.source, d.text) for d in corpus.documents(held_out))
+        for document in corpus.documents(held_out):
+            tally.total, tally.kept = tally.total + 1, tally.kept + 1
+            yield document.source, document.text
         return
     for path in files_of(settings.test_corpus):
         for record in read(path):
+            tally.total += 1
+            if record.row is None:
+                tally.quarantined += 1
+                continue
             try:
-                text = to_text(record.row) if record.row is not None else ""
-            except RowError:
+                text = to_text(record.row)
+            except RowError as error:
+                tally.dropped[error.reason] += 1
                 continue
             if text.strip():
+                tally.kept += 1
                 yield corpus.source_of(path), text
+            else:
+                tally.dropped["empty"] += 1
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------------------------------
@@ -206,13 +216,14 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     gather(resolve(settings.baseline_tokenizer, config.huggingface) if settings.baseline_tokenizer else baseline.folder(config), copies / "baseline")
     gather(resolve(extended, config.huggingface), copies / "extended")
     old, new = opened(copies / "baseline"), opened(copies / "extended")
-    texts = list(texts_of(settings, config.below("corpus").folder / corpus.HELD_OUT))
+    tally = corpus.Tally()
+    texts = list(texts_of(settings, config.below("corpus").folder / corpus.HELD_OUT, tally))
     if not texts:
         raise SopError("no text to compare on", where=", ".join(map(str, settings.test_corpus)), fix="give a text or JSONL file with --test_corpus", code=DATA)
     console.note(f"comparing {len(old.tokenizer)} with {len(new.tokenizer)} tokens on {len(texts)} texts")
     terms = [t for t, _ in select.lexicon(settings.lexicon)] if settings.lexicon else []
     rows = read_plan(extended / select.PLAN) if (extended / select.PLAN).is_file() else []
-    found = compare(old, new, texts, rows, terms) | {"curve": _curve(extended), "speed": speed(old, new, texts)}
+    found = compare(old, new, texts, rows, terms) | {"curve": _curve(extended), "rows": tally.stats(), "speed": speed(old, new, texts)}
     samples = report.samples(texts, settings.samples)
     pictures = [report.Picture(source, *(report.spans(side.encode([text])[0], text) for side in (old, new))) for source, text in samples]
     (run.work / "report.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -236,6 +247,7 @@ def _stats(found: Json) -> Json:
         "unk_rate_before": whole["before"]["unk_rate"], "unk_rate_after": whole["after"]["unk_rate"], "sources": {k: v["reduction"] for k, v in found["sources"].items()},
         "changed_regression_lines": found["changed_regression_lines"], "new_tokens": found["new_tokens"], "moved": len(found["moved"]),
         "round_trip_faults": len(found["round_trip_faults"]), "lexicon": found["lexicon"], "llama_cpp_probe_same": found["llama_cpp_probe"]["same"], "speed": found["speed"],
+        "rows": found["rows"],
     }  # fmt: skip
 
 

@@ -80,7 +80,9 @@ def _source(name: str, part: Json) -> list[object]:
 
 def _facts(found: Json) -> Iterator[tuple[str, object]]:
     tokens, lexicon, speed = found["new_tokens"], found["lexicon"], found["speed"]
-    count = tokens["count"] or 1
+    count, rows = tokens["count"] or 1, found["rows"]
+    dropped = ", ".join(f"{reason} {n}" for reason, n in rows["dropped"].items()) or "none"
+    yield "rows read / used / unreadable / dropped", f"{rows['total']} / {rows['kept']} / {rows['quarantined']} / {dropped}"
     yield "base tokens -> extended", f"{found['baseline']['tokens']} -> {found['extended']['tokens']}"
     yield "new tokens used on this text", f"{tokens['used_on_test']} of {tokens['count']} ({tokens['used_on_test'] / count:.1%})"
     if tokens["used_on_training"] is not None:
