@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import random
 import shutil
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 
 from self_model_sop.artifact import content_hash
-from self_model_sop.data import parts, preference, process
+from self_model_sop.data import ngram_index, parts, preference, process
 from self_model_sop.data.dedup import near_duplicates
 from self_model_sop.data.encodings import Span, text_lines
-from self_model_sop.data.ngram_index import add_tables, count_up
+from self_model_sop.data.ngram_index import add_table, count_up
 from self_model_sop.data.ngrams import Grams
 from self_model_sop.data.parts import Parts, PartWriter
 from self_model_sop.data.process import Config, ProcessConfig
@@ -163,7 +164,7 @@ def test_near_duplicates_from_disk_equal_those_in_memory(tmp_path: Path, memory:
     bits = 14
     with Parts(write_parts(tmp_path, found, 4, bits), ("f",)) as stored:
         assert near_duplicates(stored.texts, memory=memory).tolist() == wanted
-        assert near_duplicates(stored.texts, memory=memory, table=stored.table()).tolist() == wanted
+        assert near_duplicates(stored.texts, memory=memory, table=stored.table(memory)).tolist() == wanted
 
 
 def test_tables_of_parts_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,5 +174,18 @@ def test_tables_of_parts_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for _, _, hashes in Grams(found, 5):
         count_up(whole, 12, hashes)
     with Parts(write_parts(tmp_path, found, 3, 12), ("f",)) as stored:
-        assert (stored.table() == whole).all() and set(whole.tolist()) == {0, 1, 2}
-    assert add_tables(np.array([0, 1, 2, 1], np.uint8), np.array([0, 1, 2, 0], np.uint8)).tolist() == [0, 2, 2, 1]
+        assert (stored.table(1 << 20) == whole).all() and set(whole.tolist()) == {0, 1, 2}
+        smaller = stored.table(1 << 10)
+        assert smaller is not None and smaller.tolist() == np.minimum(whole.reshape(-1, 4).sum(axis=1), 2).tolist()
+    with Parts([*write_parts(tmp_path / "a", found[:90], 1, 13), *write_parts(tmp_path / "b", found[90:], 1, 12)], ("f",)) as mixed:  # parts made with another --memory
+        assert (mixed.table(1 << 20) == whole).all()
+
+
+@pytest.mark.parametrize("read", [1, 4, 1 << 20])
+def test_adding_a_table_piece_by_piece(read: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngram_index, "_READ", read)
+    total = np.array([0, 1, 2, 1], np.uint8)
+    add_table(total, io.BytesIO(bytes([0, 0, 1, 0, 2, 2, 1, 1])), 8)
+    assert total.tolist() == [0, 2, 2, 2]
+    add_table(total, io.BytesIO(bytes([1, 0, 0, 0])), 4)
+    assert total.tolist() == [1, 2, 2, 2]

@@ -18,10 +18,13 @@ _BLOCK_ROWS = 1000
 _BLOCK_CHARS = 1 << 20
 
 
-def collect(name: str, members: Sequence[InputFile], rules: Rules, folder: Path, *, workers: int = 1, part: tuple[int, int] | None = None) -> None:
-    """Judge the rows and leave a part in `folder`; with `part` = (i, n) only the i-th of n parts of the input, with a table of its n-grams for the merge."""
+def collect(name: str, members: Sequence[InputFile], rules: Rules, folder: Path, *, workers: int = 1, part: tuple[int, int] | None = None, memory: int = 1 << 31) -> None:
+    """Judge the rows and leave a part in `folder`.
+
+    With `part` = (i, n) only the i-th of n parts of the input, with a table of its n-grams for the merge (a quarter of `memory` bytes at most).
+    """
     spans = part_of(members, *part) if part else [(i, WHOLE) for i in range(len(members))]
-    with PartWriter(folder, rules.names, _table_bits(members) if part and rules.want_text else 0) as out:
+    with PartWriter(folder, rules.names, _table_bits(members, memory) if part and rules.want_text else 0) as out:
         out.totals.model = rules.perplexity.about if rules.perplexity else {}
         for outcomes, tally in ordered(functools.partial(_judging, rules), _blocks(name, members, spans), workers, key="--workers 1"):
             out.totals.tally(tally)
@@ -29,11 +32,11 @@ def collect(name: str, members: Sequence[InputFile], rules: Rules, folder: Path,
                 out.take(outcome)
 
 
-def _table_bits(members: Sequence[InputFile]) -> int:
-    """The same for every part: about two entries for a character of the whole input, a GiB at most."""
+def _table_bits(members: Sequence[InputFile], memory: int) -> int:
+    """About two entries for a character of the whole input, a GiB at most."""
     from .ngram_index import table_bits
 
-    return min(30, table_bits(2 * sum(m.source.path.stat().st_size for m in members) // 3))
+    return min(30, table_bits(2 * sum(m.source.path.stat().st_size for m in members) // 3, memory))
 
 
 def _blocks(name: str, members: Sequence[InputFile], spans: Sequence[tuple[int, Span]]) -> Iterator[list[Item]]:

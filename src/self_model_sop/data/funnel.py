@@ -88,7 +88,7 @@ def decide(parts: Parts, config: ProcessConfig, *, whole: bool, memory: int) -> 
     if len(left) > 1 and (config.near_dedup or splitting):
         from .dedup import near_duplicates
 
-        table = parts.table()
+        table = parts.table(memory // 4)
         keeper = near_duplicates(parts.texts.pick(left, memory // 4), threshold=config.jaccard_threshold, memory=memory, table=table)
         near[left[keeper >= 0]] = left[keeper[keeper >= 0]]
     gone = equal >= 0

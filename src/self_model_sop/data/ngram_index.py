@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .ngrams import Grams, first_of_runs
 
@@ -26,6 +26,7 @@ _HASH = FIELD - 8  # bits of the hash, below 8 bits of rarity
 _SIGNATURE = 256  # bits
 _PIECE = 1 << 14  # pairs looked at together
 _SORTED = 1 << 27  # n-gram hashes sorted at once, at most (512 MiB)
+_READ = 1 << 22  # bytes of a table read at once
 _COUNTED = 1 << 18  # of these, how many are looked at together
 
 
@@ -35,7 +36,7 @@ def table_bits(total: int, memory: int = 1 << 34) -> int:
 
 
 def count_up(table: NDArray[np.uint8], bits: int, hashes: NDArray[np.uint32]) -> None:
-    """Count n-grams by the top bits of their hashes: 0, 1, or 2 for more. Tables of parts of a corpus add up (`add_tables`)."""
+    """Count n-grams by the top bits of their hashes: 0, 1, or 2 for more. Tables of parts of a corpus add up (`add_table`)."""
     import numpy as np
 
     entry = hashes >> np.uint32(32 - bits)
@@ -46,12 +47,15 @@ def count_up(table: NDArray[np.uint8], bits: int, hashes: NDArray[np.uint32]) ->
     table[entry[~first]] = 2
 
 
-def add_tables(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The table of both parts: the sum, at most 2."""
+def add_table(total: NDArray[np.uint8], file: IO[bytes], size: int) -> None:
+    """Add a table of `size` entries, read from a file piece by piece, to one that may be smaller: the sum, at most 2. Both sizes are powers of two."""
     import numpy as np
 
-    out: NDArray[np.uint8] = np.minimum(a + b, np.uint8(2))
-    return out
+    each = size // len(total)  # neighbours that share an entry of the smaller table
+    for low in range(0, len(total), step := max(1, _READ // each)):
+        part = total[low : low + step]
+        found = np.frombuffer(file.read(len(part) * each), np.uint8).reshape(len(part), each)
+        np.minimum(part + found.sum(axis=1, dtype=np.uint32), 2, out=part, casting="unsafe")
 
 
 def frequencies(grams: Grams, bits: int, memory: int = 1 << 34) -> NDArray[np.uint8]:

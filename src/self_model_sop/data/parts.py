@@ -272,17 +272,23 @@ class Parts:
                 for line in lines:
                     yield _AT.unpack(places.read(_AT.size)), line
 
-    def table(self) -> NDArray[np.uint8] | None:
-        """The n-gram tables of all parts added up, or None where a part has none."""
+    def table(self, memory: int) -> NDArray[np.uint8] | None:
+        """The n-gram tables of all parts added up, or None where a part has none.
+
+        It has at most `memory` entries of a byte (but 1,024 at least): where the parts' tables are larger, entries that share their top bits are added up.
+        """
         import numpy as np
 
-        from .ngram_index import add_tables
+        from .ngram_index import add_table
 
-        total: NDArray[np.uint8] | None = None
-        for folder in self._folders:
-            path = folder / "table.bin"
-            if not path.exists():
-                return None
-            table = np.fromfile(path, np.uint8)
-            total = table if total is None else add_tables(total, table)
+        paths = [folder / "table.bin" for folder in self._folders]
+        if not all(p.exists() for p in paths):
+            return None
+        entries = min(p.stat().st_size for p in paths)
+        while entries > max(1024, memory):
+            entries //= 2
+        total = np.zeros(entries, np.uint8)
+        for path in paths:
+            with path.open("rb") as f:
+                add_table(total, f, path.stat().st_size)
         return total

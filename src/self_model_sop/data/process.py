@@ -278,7 +278,7 @@ def _write_part(config: Config, sets: Sets, work: Path) -> dict[str, Any]:
     rows: dict[str, int] = {}
     for name, members in sets.files.items():
         (work / name).mkdir()
-        collect(name, members, config.rules(name, members), work / name, workers=config.workers, part=parse_shard(str(config.shard)))
+        collect(name, members, config.rules(name, members), work / name, workers=config.workers, part=parse_shard(str(config.shard)), memory=int(config.memory * 2**30))
         rows[name] = Totals.load(work / name / "part.json").rows.total()
     return {"part": config.shard, "rows": rows}
 
