@@ -38,6 +38,7 @@ ROLES = {
 _LETTERS = "ABCDEFGHIJ"
 _ANSWER_KEYS = frozenset(answer for _, answer in PAIR_KEYS)
 _REJECTED_KEYS = frozenset(rejected for _, rejected in PREFERENCE_KEYS)
+_NOT_TEXT = frozenset({"prompt", "question", "Question", "instruction", *DIALOGUE_KEYS}) | _ANSWER_KEYS | _REJECTED_KEYS  # a row without any of these can only be text
 
 
 class RowError(ValueError):
@@ -53,6 +54,8 @@ class RowError(ValueError):
 
 def detect(row: Row) -> str | None:
     """The format of a row: preference, rl, choice, messages, sharegpt, alpaca, io, text; None where no field is known."""
+    if _NOT_TEXT.isdisjoint(row):
+        return "text" if text_key(row) else None
     if preference_keys(row):
         return "preference"
     if isinstance(row.get("prompt"), list) and isinstance(row.get("reward_model"), dict):
