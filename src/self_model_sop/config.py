@@ -412,11 +412,19 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _spelled(value: Any) -> str:
+    """A value as one types it after `key=`: null, true, [a, b], text without quotes."""
+    value = plain(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_spelled, value))}]"
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
 def describe(cls: type) -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help) of every key, for --help and the docs."""
+    """(dotted key, type, default as YAML spells it, help) of every key, for --help and the docs."""
     for loc, f, hint in fields(cls):
-        default = "" if f.default is dataclasses.MISSING else f"{f.default}"
+        default = "" if f.default is dataclasses.MISSING else _spelled(f.default)
         if f.default_factory is not dataclasses.MISSING:
-            default = f"{f.default_factory()}"
+            default = _spelled(f.default_factory())
         name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("pathlib.", "")
         yield ".".join(map(str, loc)), name, default, f.metadata.get("help", "")

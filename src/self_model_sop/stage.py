@@ -370,7 +370,7 @@ def parse_arguments(stage: Stage[Any] | Verb[Any], argv: list[str]) -> tuple[arg
 
     parser = argparse.ArgumentParser(
         prog=f"sop {' '.join(by_name(stage.name).command)}", description=by_name(stage.name).help, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        epilog="keys of the YAML file, each also as key=value:\n" + "\n".join(f"  {k}  [{d}]  {h}" for k, _, d, h in describe(stage.config)),
+        epilog="keys of the YAML file with their defaults; each can be given as key=value:\n" + "\n".join(f"  {k}={d}  {h}" for k, _, d, h in describe(stage.config)),
     )  # fmt: skip
     parser.add_argument("--config", type=Path, help="YAML file (default: %s)" % (by_name(stage.name).config or "none"))
     if isinstance(stage, Stage):
