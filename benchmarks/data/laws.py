@@ -82,8 +82,8 @@ def main() -> None:
     (folder / "sample.jsonl").write_text("".join(lines[::10]), encoding="utf-8")
     exams = [str(shared / f"data/eval/agieval_{name}.jsonl") for name in ("jec-qa-kd", "jec-qa-ca")]
     options = [
-        "--sentiment_filter", "--decontaminate", *exams, "filters.min_han_ratio=0.3", "filters.languages=[zh]", "filters.refusals=[default]",
-        f"filters.perplexity.sample=[{folder / 'sample.jsonl'}]", "--overwrite",
+        "--sentiment_filter", "filters.min_han_ratio=0.3", "filters.languages=[zh]", "filters.refusals=[default]",
+        f"filters.perplexity.sample=[{folder / 'sample.jsonl'}]", "--overwrite", "--decontaminate", *exams,
     ]  # fmt: skip
     found = run(folder, "out", *options)
     print(json.dumps(found, ensure_ascii=False), flush=True)
