@@ -26,7 +26,7 @@ from self_model_sop.train import pretrain
 from self_model_sop.train.model import load_model, load_tokenizer
 
 BEGINNING = 600
-INITS = ("library", "mean_of_pieces", "weighted", "count_bias")
+INITS = ("library", "mean_of_pieces", "weighted", "count_bias", "calibrated")
 
 
 def write_texts(shared: Path, folder: Path) -> None:

@@ -98,6 +98,29 @@ def test_the_count_bias_lowers_the_logits_of_tokens_rarer_than_their_first_piece
     assert (difference[start:] < 1e-4).all() and difference[start:].min() < -0.2
 
 
+@pytest.mark.parametrize("name", ["qwen", "llama"])
+def test_calibrated_rows_are_expected_as_often_as_they_occur(folder: Path, tmp_path: Path, name: str) -> None:
+    config = config_of(folder, name, tmp_path / "calibrated" / "model", init="calibrated")
+    plain, done = resize.run(config_of(folder, name, tmp_path / "plain" / "model", init="mean_of_pieces" if name == "qwen" else "weighted")), resize.run(config)
+    tokenizer, ids = load_tokenizer(done.path), range(*done.stats["new_ids"])
+    texts = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in resize.training_text(config)]
+    found = torch.zeros(len(ids)).index_add_(0, torch.tensor([i - ids.start for t in texts for i in t[1:] if i in ids]), torch.ones(sum(i in ids for t in texts for i in t[1:])))
+    off = {}
+    for model in (plain, done):
+        loaded = load_model(model.path)
+        with torch.inference_mode():
+            expected = sum(torch.softmax(loaded(torch.tensor([t])).logits[0, :-1].float(), 1)[:, ids.start : ids.stop].sum(0) for t in texts)
+        off[model.path] = (torch.log((expected + 0.5) / (found + 0.5))).abs().mean()
+    assert off[done.path] < off[plain.path]
+    base, after = tables(load_model(config.base_tokenizer)), tables(load_model(done.path))
+    assert all(torch.equal(after[k][: len(base[k])], base[k]) for k in base) and resize.is_tied(load_model(done.path)) == (name == "qwen")
+
+
+def test_calibrated_rows_need_a_causal_model(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SopError, match="calibrated is for causal models"):
+        resize.run(config_of(folder, "bert", tmp_path / "model", init="calibrated"))
+
+
 def test_auto_takes_the_mean_for_tied_and_the_count_bias_for_untied_models(folder: Path, tmp_path: Path) -> None:
     chosen = {name: resize.run(config_of(folder, name, tmp_path / name / "model")).stats["init"] for name in MAKERS}
     assert chosen == {"qwen": "mean_of_pieces", "llama": "count_bias", "bert": "mean_of_pieces"}

@@ -13,8 +13,9 @@ from typing import Any, Literal
 from ..errors import DATA, SopError
 
 Weighting = Literal["mean", "last", "first"]
-Init = Literal["random", "library", "mean_of_pieces", "weighted", "count_bias"]
+Init = Literal["random", "library", "mean_of_pieces", "weighted", "count_bias", "calibrated"]
 _RIDGE = 1e-2  # share of the mean variance that is added to the diagonal
+_MOST = 2.0  # nats by which a calibration moves a token at most
 
 
 def read_plan(path: Path | None) -> dict[int, dict[str, Any]]:
@@ -88,7 +89,12 @@ class NewRows:
     bias: Any
 
 
-_WEIGHTINGS: dict[str, tuple[Weighting, Weighting]] = {"mean_of_pieces": ("mean", "mean"), "weighted": ("last", "first"), "count_bias": ("last", "first")}
+_WEIGHTINGS: dict[str, tuple[Weighting, Weighting]] = {
+    "mean_of_pieces": ("mean", "mean"),
+    "weighted": ("last", "first"),
+    "count_bias": ("last", "first"),
+    "calibrated": ("last", "first"),
+}
 
 
 @dataclass(frozen=True)
@@ -124,13 +130,13 @@ def plain_rows(tables: Tables, n: int, init: Literal["random", "library"], seed:
     return NewRows(rows(tables.input), rows(tables.output), bias)
 
 
-def mixed_rows(tables: Tables, pieces: Sequence[Sequence[int]], init: Literal["mean_of_pieces", "weighted", "count_bias"]) -> NewRows:
-    """Rows out of the rows of the pieces; the count bias itself is added by `add_count_bias`.
+def mixed_rows(tables: Tables, pieces: Sequence[Sequence[int]], init: Literal["mean_of_pieces", "weighted", "count_bias", "calibrated"]) -> NewRows:
+    """Rows out of the rows of the pieces; the bias itself is added by `add_count_bias` or `calibration` and `shifted`.
 
     A tied row is read and predicted with: of the measured choices the plain mean serves both best, and the count bias leaves it so.
     """
     to_read, to_write = _WEIGHTINGS[init]
-    if tables.output is None and init == "count_bias":
+    if tables.output is None and init in ("count_bias", "calibrated"):
         to_read = "mean"
     output = None if tables.output is None else mix(tables.output, pieces, to_write)
     return NewRows(mix(tables.input, pieces, to_read), output, None if tables.bias is None else mix(tables.bias, pieces, to_write)[:, 0])
@@ -145,7 +151,11 @@ def add_count_bias(rows: NewRows, pieces: Sequence[Sequence[int]], counts: Count
     """
     import torch
 
-    shift = strength * torch.tensor(counts.log_ratios(pieces), dtype=torch.float32)
+    return shifted(rows, strength * torch.tensor(counts.log_ratios(pieces), dtype=torch.float32), direction)
+
+
+def shifted(rows: NewRows, shift: Any, direction: Any) -> NewRows:
+    """Rows whose logits are higher by `shift` `[new]` nats: on the output bias, else along `direction` (see `add_count_bias`)."""
     if rows.bias is not None:
         return NewRows(rows.input, rows.output, rows.bias + shift)
     moved = shift[:, None] * direction.float()
@@ -195,26 +205,75 @@ def count_plan(plan: Mapping[int, Mapping[str, Any]], ids: range, pieces: Sequen
 
 def output_direction(model: Any, tokenizer: Any, texts: Sequence[str], *, max_tokens: int = 8192, length: int = 128) -> Any:
     """u `[width]` with u.h about 1 for the states h before the output layer: ridge regression of 1 on the states of `texts`."""
+    moments = _Moments(model)
+    for _ in moments.read(_chunks(tokenizer, texts, length), max_tokens):
+        pass
+    return moments.direction()
+
+
+def calibration(model: Any, tokenizer: Any, texts: Sequence[str], ids: range, uses: Sequence[int], *, max_tokens: int = 8192, length: int = 256) -> tuple[Any, Any]:
+    """What makes a grown causal model predict each new token as often, in sum over a text, as it occurs: `(shift [new], u [width])` for `shifted`.
+
+    One round of matching first moments: log(uses that the text has / uses that the model expects), at most 2 nats either way. No weight is trained.
+
+    Args:
+        tokenizer: the extended tokenizer.
+        texts: training text; the beginnings of evenly spread documents are read.
+        uses: uses of each new token in the whole training text.
+    """
     import torch
 
-    width = model.get_output_embeddings().weight.shape[1]
-    gram, total, seen = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64), 0
-    states: list[Any] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: states.append(args[0].detach()))
-    try:
-        with torch.inference_mode():
-            for ids in _chunks(tokenizer, texts, length):
-                model(input_ids=torch.tensor([ids], device=model.device), **_decoder(model, ids))
-                h = states.pop().reshape(-1, width).double().cpu()
-                gram, total, seen = gram + h.T @ h, total + h.sum(0), seen + len(h)
-                if seen >= max_tokens:
+    step = max(1, len(texts) * length // max_tokens)
+    beginnings = (chunk for text in texts[::step] for chunk in [next(_chunks(tokenizer, [text], length), [])] if len(chunk) > 1)
+    moments, expected, found = _Moments(model), torch.zeros(len(ids), dtype=torch.float64), 0
+    for chunk, logits in moments.read(beginnings, max_tokens):
+        expected += torch.softmax(logits[:-1].float(), 1)[:, ids.start : ids.stop].double().sum(0).cpu()
+        found += sum(i in ids for i in chunk[1:])
+    wanted = torch.tensor(uses, dtype=torch.float64)
+    wanted = wanted * (found / max(1.0, float(wanted.sum())))
+    return torch.log((wanted + 0.5) / (expected + 0.5)).clamp(-_MOST, _MOST).float(), moments.direction()
+
+
+class _Moments:
+    """Second and first moments of the states that the output layer of a model sees."""
+
+    def __init__(self, model: Any) -> None:
+        import torch
+
+        self.model, self.seen = model, 0
+        width = model.get_output_embeddings().weight.shape[1]
+        self.gram, self.total = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+
+    def read(self, chunks: Iterable[list[int]], max_tokens: int) -> Iterator[tuple[list[int], Any]]:
+        """Run the model on chunks of ids until `max_tokens`; yields each with its logits `[len, rows]`."""
+        import torch
+
+        states: list[Any] = []
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: states.append(args[0].detach()))
+        try:
+            for ids in chunks:
+                with torch.inference_mode():
+                    logits = self.model(input_ids=torch.tensor([ids], device=self.model.device), **_decoder(self.model, ids)).logits[0]
+                    h = states.pop().reshape(-1, len(self.total)).double().cpu()
+                    self.gram, self.total, self.seen = self.gram + h.T @ h, self.total + h.sum(0), self.seen + len(h)
+                yield ids, logits
+                if self.seen >= max_tokens:
                     break
-    finally:
-        hook.remove()
-    if not seen:
-        raise SopError("no text to fit the count bias on", fix="run the corpus stage first, or choose resize.init=weighted", code=DATA)
-    ridge = torch.eye(width, dtype=torch.float64) * (_RIDGE * gram.trace() / width)
-    return torch.linalg.solve(gram + ridge, total).float()
+        finally:
+            hook.remove()
+
+    def direction(self) -> Any:
+        """u with u.h about 1.
+
+        Raises:
+            SopError: where nothing was read.
+        """
+        import torch
+
+        if not self.seen:
+            raise SopError("no text to fit the bias of the new rows on", fix="run the corpus stage first, or choose resize.init=mean_of_pieces", code=DATA)
+        ridge = torch.eye(len(self.total), dtype=torch.float64) * (_RIDGE * self.gram.trace() / len(self.total))
+        return torch.linalg.solve(self.gram + ridge, self.total).float().clone()
 
 
 def _decoder(model: Any, ids: list[int]) -> dict[str, Any]:

@@ -148,6 +148,8 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     init, values = _values(config, model, base, extended, expansion, tied)
     after = rows_needed(rows, expansion.ids.stop, settings.pad_to_multiple_of)
     grow(model, after, values, expansion.ids, old=min(expansion.ids.start, rows))
+    if init == "calibrated":
+        grow(model, after, _calibrated(config, kind, model, base, extended, expansion, values), expansion.ids, old=min(expansion.ids.start, rows))
     model.save_pretrained(run.work)
     copy_tokenizer(config.extended_tokenizer, run.work, expansion)
     del model
@@ -179,6 +181,17 @@ def _values(config: TokenizerConfig, model: Any, base: Any, extended: Any, expan
     counts = rows.count_text(base, extended, expansion.ids, texts) if texts else rows.count_plan(plan, expansion.ids, pieces)
     direction = None if values.bias is not None else rows.output_direction(model, base, texts or [row["text"] for row in plan.values()])
     return init, rows.add_count_bias(values, pieces, counts, config.resize.count_bias, direction)
+
+
+def _calibrated(config: TokenizerConfig, kind: str, model: Any, base: Any, extended: Any, expansion: Expansion, values: NewRows) -> NewRows:
+    """The rows of a grown model, moved so that it expects each new token as often as the corpus stage's training text has it."""
+    from . import new_rows as rows
+
+    if kind != "causal":
+        raise SopError(f"resize.init calibrated is for causal models, this is a {kind} one", fix="choose mean_of_pieces", code=DATA)
+    texts = training_text(config)
+    uses = rows.count_text(base, extended, expansion.ids, texts).new
+    return rows.shifted(values, *rows.calibration(model, extended, texts, expansion.ids, uses))
 
 
 def plan_path(config: TokenizerConfig) -> Path | None:
@@ -251,7 +264,7 @@ def verify(model: Any, tokenizer: Any, *, old: Mapping[str, Any], ids: range, ro
 
 def _inputs(config: TokenizerConfig) -> dict[str, Path | None]:
     found = {"base_model": local(config.model_source()), "base_tokenizer": local(config.base_tokenizer), "extended_tokenizer": config.extended_tokenizer, "plan": plan_path(config)}
-    if config.resize.init in ("auto", "count_bias"):
+    if config.resize.init in ("auto", "count_bias", "calibrated"):
         found["corpus"] = local(config.below("corpus").folder)
     return found
 
