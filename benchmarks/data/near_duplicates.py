@@ -26,7 +26,7 @@ PEERS = {  # environment -> what it holds
     "peers": ["rensa==0.5.0", "gaoya==0.2.2", "datasketch==2.0.0"],
     "datatrove": ["datatrove[processing]==0.10.1"],
     "text_dedup": ["text-dedup==0.4.0"],
-    "data_juicer": ["py-data-juicer==1.6.1"],
+    "data_juicer": ["py-data-juicer==1.6.1", "aiohttp"],
 }
 _SOURCES = ("text_dedup", "data_juicer")  # depend on small packages that exist as source only
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
