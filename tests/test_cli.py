@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import statistics
 import subprocess
 import sys
 
@@ -62,7 +61,7 @@ def test_help_of_every_command_loads_nothing_heavy(entry: object) -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["train", "sft", "--help"], ["data", "process", "--help"]], ids=" ".join)
 def test_help_is_as_fast_as_python_itself(words: list[str]) -> None:
-    """At most 0.15 s over a bare interpreter: the median difference of alternating runs, in processor time, so that a busy machine does not count."""
+    """At most 0.15 s over a bare interpreter: the least of alternating runs of each, in processor time, so that what else the machine does counts least."""
 
     def seconds(code: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -72,5 +71,5 @@ def test_help_is_as_fast_as_python_itself(words: list[str]) -> None:
 
     help_text = f"from self_model_sop.cli import main\ntry: main({words!r})\nexcept SystemExit: pass"
     python(help_text)  # writes the byte code
-    over = [seconds(help_text) - seconds("pass") for _ in range(7)]
-    assert statistics.median(over) <= 0.15, over
+    runs = [(seconds(help_text), seconds("pass")) for _ in range(7)]
+    assert min(ours for ours, _ in runs) - min(bare for _, bare in runs) <= 0.15, runs

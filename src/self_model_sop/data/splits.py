@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from ..errors import SopError
 from ..names import safe_name
 from .records import kind_of
@@ -118,6 +116,8 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 def read_card(text: str) -> dict[str, Any]:
     """The YAML head of a dataset card; empty where there is none, or none that can be read."""
+    import yaml
+
     match = re.match(r"\A\ufeff?---\s*\n(.*?)\n---\s*(\n|\Z)", text[:_MAX_CARD], re.S)
     try:
         value = yaml.safe_load(match[1]) if match else None
