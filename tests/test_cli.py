@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import subprocess
 import sys
@@ -71,5 +72,9 @@ def test_help_is_as_fast_as_python_itself(words: list[str]) -> None:
 
     help_text = f"from self_model_sop.cli import main\ntry: main({words!r})\nexcept SystemExit: pass"
     python(help_text)  # writes the byte code
-    runs = [(seconds(help_text), seconds("pass")) for _ in range(7)]
-    assert min(ours for ours, _ in runs) - min(bare for _, bare in runs) <= 0.15, runs
+    ours, bare = math.inf, math.inf
+    for _ in range(30):
+        ours, bare = min(ours, seconds(help_text)), min(bare, seconds("pass"))
+        if ours - bare <= 0.15:
+            return
+    pytest.fail(f"the help takes {ours:.3f} s, a bare interpreter {bare:.3f} s")
