@@ -1,7 +1,7 @@
 """Real (not padding) tokens per CPU second of a LoRA fine-tuning: ours beside plain transformers.Trainer, TRL, LLaMA-Factory and ms-swift.
 
     python benchmarks/training/throughput.py prepare MODEL DATA.jsonl WORK [--rows 30] [--max_length 512]
-    PYTHON benchmarks/training/throughput.py run TOOL WORK       # in the environment of the tool; prints a line of JSON
+    PYTHON benchmarks/training/throughput.py run TOOL WORK       # in the environment of the tool (envs/llamafactory.txt, envs/ms-swift.txt); prints a line of JSON
     python benchmarks/training/throughput.py table WORK          # the lines of WORK/results.jsonl as Markdown
 
 Every tool gets the same rows once (one epoch), the same rank, batch, learning rate and seed, in fp32. The libraries in this environment get the same ids and labels;
