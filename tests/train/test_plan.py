@@ -12,9 +12,9 @@ import pytest
 
 from self_model_sop.stage import load_for
 from self_model_sop.train import machine, plan, sft
-from self_model_sop.train.plan import GIB
+from self_model_sop.train.plan import GIB, disk
 from tiny_models import tiny_qwen
-from tiny_runs import chats, settings, sft_settings
+from tiny_runs import chats, config_of, run, settings, sft_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +50,18 @@ def test_the_nearest_setting_that_fits_is_named_and_fits(tmp_path: Path, monkeyp
     assert "too little for" not in _plan({**values, **fitting})
     monkeypatch.setattr(machine, "memory_available", lambda: GIB // 8)
     assert "none with smaller batches" in _plan(values)
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_what_a_run_has_on_disk(adapter: bool, tmp_path: Path) -> None:
+    """Two checkpoints and the result of a finished run, beside the estimate, which has one checkpoint more: the one that is being written before the oldest goes."""
+    more = {"peft__enabled": adapter, "peft__lora_r": 32, "peft__target_modules": "all-linear", "keep_checkpoints": True}
+    steps = {"training_args__save_steps": 2, "training_args__max_steps": 7, "training_args__save_total_limit": 2}
+    values = sft_settings(tiny_qwen(tmp_path / "model"), chats(tmp_path / "chats.jsonl"), tmp_path / "out", **more, **steps)
+    done = run(sft.STAGE, values)
+    weights = sum(p.stat().st_size for p in done.path.rglob("*") if p.name in ("model.safetensors", "adapter_model.safetensors", "optimizer.pt"))
+    assert len(list((done.path / "checkpoints").iterdir())) == 2
+    assert disk(config_of(sft.STAGE, values)) == pytest.approx(weights * 10 / 7, rel=0.1)
 
 
 def test_the_learned_share_is_read_from_the_data(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ..console import human_seconds
 from . import machine
 from .adapters import PeftSettings, new_rows
 from .preflight import read_json, weight_shapes
-from .settings import TrainConfig
+from .settings import TrainConfig, paths
 
 GIB = 1 << 30
 _PROCESS = 600 << 20  # interpreter, libraries and their buffers
@@ -172,12 +172,22 @@ def lines(config: TrainConfig, phases: Sequence[Phase], files: Sequence[Path], *
 
 
 def disk(config: TrainConfig) -> int:
-    """Bytes that a training may write: what it trains in fp32, with two moments in a checkpoint, and the result beside it. 0 where the model is not here yet."""
+    """Bytes that a training may write: checkpoints of what it trains (fp32, with two moments), and the result beside them. 0 where the model is not here yet."""
     shape, peft = shape_of(config.model_name_or_path), getattr(config, "peft", None)
     if shape is None:
         return 0
     rows = len(new_rows(config.tokenizer_source, config.model_name_or_path) or ()) if peft else 0
-    return trainable(shape, "all", peft, rows, config.model_name_or_path) * 4 * 4
+    return trainable(shape, "all", peft, rows, config.model_name_or_path) * 4 * (3 * _checkpoints(config) + 1)
+
+
+def _checkpoints(config: TrainConfig) -> int:
+    """How many lie there at most: one more than are kept, while it is written; at least the one that a signal asks for."""
+    data: Any = vars(config)["data"]  # of another kind in each stage
+    arguments, files = config.training_args, [f for f in paths(data.train_file) if f.exists()]
+    steps = max((phase.max_steps or 0 for phase in getattr(config, "phases", ())), default=0) or _steps(arguments, _tokens(files), config.sequence_length[1])
+    every = float(arguments.get("save_steps", 500))
+    made = int(steps / every if every >= 1 else 1 / max(every, 0.01))  # below 1: a share of the steps
+    return max(min(made, int(arguments.get("save_total_limit") or 2) + 1 + bool(arguments.get("load_best_model_at_end"))), 1)
 
 
 def _nearest(shape: Shape, learned: int, arguments: Mapping[str, Any], layout: Rows, *, peft: PeftSettings | None, half: bool) -> str:
