@@ -285,7 +285,7 @@ def _output(config: TokenizerConfig) -> Target:
 
 
 STAGE = TokenizerStage(
-    name="tokenizer.evaluate", version=2, config=TokenizerConfig, output=_output, build=build, inputs=inputs, uses=("evaluate",),
+    name="tokenizer.evaluate", version=3, config=TokenizerConfig, output=_output, build=build, inputs=inputs, uses=("evaluate",),
     earlier=_earlier, summary=summary, next=lambda c: "",
 )  # fmt: skip
 
