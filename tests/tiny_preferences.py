@@ -25,7 +25,8 @@ def preferences(path: Path, n: int = 32, *, seed: int = 0, longest: int = 8) -> 
 def pair_settings(root: Path, out: Path, **more: Any) -> dict[str, Any]:
     """A short deterministic training on `root`/train.jsonl, measured on `root`/eval.jsonl."""
     return {
-        "model_name_or_path": root / "model", "data__train_file": root / "train.jsonl", "data__eval_file": root / "eval.jsonl", "data__max_length": 128, "precision": "fp32",
+        "model_name_or_path": root / "model", "data__train_file": root / "train.jsonl", "data__eval_file": root / "eval.jsonl", "eval_overlap": "warn",
+        "data__max_length": 128, "precision": "fp32",
         "training_args__output_dir": out, "training_args__max_steps": 6, "training_args__per_device_train_batch_size": 4, "training_args__learning_rate": 1e-2,
         "training_args__logging_steps": 1, **more,
     }  # fmt: skip

@@ -79,7 +79,7 @@ def _stopped_at(step: int, monkeypatch: pytest.MonkeyPatch, stage: Any, values: 
 
     def stopping(folder: Path, **marker: object) -> checkpoint.Checkpoint:
         made = real(folder, **marker)
-        if made.step == step:
+        if marker.get("step") == step:  # tokenised data is sealed in the same way, without a step
             raise Interrupted("the machine went away", code=143)
         return made
 

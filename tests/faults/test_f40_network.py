@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,17 @@ INFO, HEAD, FILE, CDN = r"^/api/datasets/owner/data$", r"/resolve/", r"/resolve/
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Nothing sleeps; the seconds that would have been slept are recorded."""
+    """The test does not sleep; the seconds that it would have slept are recorded. Threads that earlier tests left behind go on as before."""
     slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    real = time.sleep
+
+    def sleep(seconds: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            slept.append(seconds)
+        else:
+            real(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr("self_model_sop.repository._TIMEOUT", 0.3)
     constants = pytest.importorskip("huggingface_hub.constants")
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):

@@ -67,7 +67,7 @@ def test_every_stage_is_done_and_summarised(finished: tuple[Path, str]) -> None:
         assert words in out, words
     stats = {s["id"]: s["stats"] for s in summary(folder)["stages"]}
     assert stats["evaluate"]["reduction"] > 0.05 and not any(stats["evaluate"]["changed_regression_lines"].get(k) for k in ("english", "code"))
-    assert list(stats["compare"]["models"]) == ["model", "resize", "pretrain", "merge"] and set(stats["compare"]["bits"]["merge"]) == {"domain", "general"}
+    assert stats["compare"]["order"] == ["model", "resize", "pretrain", "merge"] and set(stats["compare"]["bits"]["merge"]) == {"domain", "general"}
     assert stats["sft"]["eval_loss_after"] > 0 and (folder / "run/merge/tokenizer.json").is_file()
 
 
