@@ -96,10 +96,10 @@ def build(run: Run[Config]) -> dict[str, Any]:
     scratch.mkdir()
     out = run.work / _names(config)[0]
     direct = config.quantize in DIRECT
+    model, tokenizer = open_model(config.model_path)
     whole = out if direct else scratch / "whole.gguf"  # before the source is asked: what llama.cpp does not know it says at once
     kind = config.quantize if direct else _outtype(config.model_path)
     llama_cpp.convert(converter, config.model_path, whole, kind, base_tokenizer=without_new_tokens(config.model_path, scratch), split=config.split_max_size)
-    model, tokenizer = open_model(config.model_path)
     source = TorchSide(model, tokenizer, "source")
     reference = reference_of(source, config.parity, scratch / "reference", new_texts(config.model_path, tokenizer))
     importance_tokens = 0 if direct else _quantised(config, source, _first_part(scratch, "whole"), out)
