@@ -4,7 +4,7 @@
 #
 #   bash inference/llama.cpp/setup.sh [--converter-only]
 #
-# The environment: PYTHON, else the project's .venv (where `uv run` works), else `python`. The compiled wheel is kept beside the download, for the next environment.
+# The environment: PYTHON, else the project's .venv (where `uv run` works), else `python`. The compiled wheel is kept below the download, one for each CMAKE_ARGS, for the next environment.
 # CMAKE_ARGS="-DGGML_CUDA=on" compiles for a GPU.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
@@ -35,7 +35,9 @@ if "$python" -c "import llama_cpp; assert llama_cpp.__version__ == '$version'" 2
     echo "llama-cpp-python $version is installed"
     exit 0
 fi
-wheel() { find "$here/downloads" -name "llama_cpp_python-$version-*.whl" | head -n 1; }
+wheels="$here/downloads/wheels-$(printf %s "${CMAKE_ARGS:-}" | cksum | cut -d " " -f 1)"  # one compiled for a GPU is no other
+mkdir -p "$wheels"
+wheel() { find "$wheels" -name "llama_cpp_python-$version-*.whl" | head -n 1; }
 if [ -z "$(wheel)" ]; then
     # only what is used: no image models, no command-line tools, no server, and not the library that those share (half of the compiling)
     build="$(mktemp -d)"
@@ -44,7 +46,7 @@ if [ -z "$(wheel)" ]; then
     sed -i.orig 's/set(LLAMA_BUILD_COMMON ON /set(LLAMA_BUILD_COMMON OFF /' "$build/CMakeLists.txt"
     export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF ${CMAKE_ARGS:-}"
     export CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)}"
-    pip wheel --quiet --no-deps --wheel-dir "$here/downloads" "$build"
+    pip wheel --quiet --no-deps --wheel-dir "$wheels" "$build"
 fi
 if command -v uv > /dev/null; then
     uv pip install --quiet --python "$("$python" -c 'import sys; print(sys.executable)')" "$(wheel)"
