@@ -17,6 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data_process" / "sample_data"
 
 
+LONGEST = ("test_agents_md", "test_f20_pipeline_kill", "test_quickstart")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes come first, so that no core waits for one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 def _sample_rows(name: str) -> list[dict[str, Any]]:
     rows = []
     for line in (SAMPLE / name).read_text(encoding="utf-8").split("\n"):
