@@ -1,9 +1,10 @@
 """Does a reward model learn real preferences? Cross-validation over preference pairs, so that every pair is judged once by a model that has not seen it.
 
-    python benchmarks/alignment/judge.py --model MODEL --pairs dpo_zh_500.jsonl --work WORK [--folds 2] [--max_length 640] [key=value ...]
+    python benchmarks/alignment/judge.py --model MODEL --pairs dpo_zh_500.jsonl --work WORK [--folds 2] [--fold N] [--max_length 640] [key=value ...]
 
 MODEL is a folder. The pairs go through `sop data preference`, then each fold through `sop train reward`; what is given as key=value goes to the training. Prints a table: pairs,
-accuracy before and after with 95 % intervals (Wilson), and how far the rule "the longer answer is the better one" would come. A fold that is done is not trained again.
+accuracy before and after with 95 % intervals (Wilson), and how far the rule "the longer answer is the better one" would come. A fold that is done is not trained again; `--fold N`
+trains that one alone (to have several at a time, on several machines or cores).
 """
 
 from __future__ import annotations
@@ -67,10 +68,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--folds", type=int, default=2)
+    parser.add_argument("--fold", type=int, help="train this one alone")
     parser.add_argument("--max_length", type=int, default=640)
     parser.add_argument("settings", nargs="*", metavar="key=value")
     args = parser.parse_args()
     parts = folds_of(args.pairs, args.work, args.folds)
+    if args.fold is not None:
+        train(args.fold, parts, args)
+        return
     done = [train(fold, parts, args) for fold in range(args.folds)]
     total = sum(s["eval_rows"]["kept"] for s in done)
     right = {when: sum(s[f"eval_accuracy_{when}"] * s["eval_rows"]["kept"] for s in done) for when in ("before", "after")}

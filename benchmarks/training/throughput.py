@@ -16,7 +16,9 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import json
+import re
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -37,8 +39,13 @@ def prepare(model: str, data: str, work: Path, rows: int, max_length: int) -> No
     from self_model_sop.train.template import renderer_for
 
     work.mkdir(parents=True, exist_ok=True)
-    renderer = renderer_for(load_tokenizer(model))
+    tokenizer = load_tokenizer(model)
+    renderer = renderer_for(tokenizer)
     lines = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()[:rows]]
+    system = re.search(r"<\|im_start\|>system\n(.*?)<\|im_end\|>", tokenizer.decode(renderer.render(to_messages(lines[0])).ids), re.DOTALL)
+    if system:  # the template's default, said in the data: other tools bring templates with another
+        for line in lines:
+            line["conversations"] = [{"from": "system", "value": system[1]}, *line["conversations"]]
     with (work / "tokens.jsonl").open("w", encoding="utf-8") as f:
         for line in lines:
             rendered = renderer.render(to_messages(line))
@@ -74,7 +81,10 @@ class Meter:
         def counted(trainer: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             mask = inputs.get("attention_mask")
             self.positions += inputs["input_ids"].numel()
-            self.tokens += int(mask.sum()) if mask is not None and mask.dim() == 2 else inputs["input_ids"].numel()
+            if mask is not None and mask.dim() == 4:  # who sees whom: a real token sees itself, padding nothing
+                mask = mask.diagonal(dim1=-2, dim2=-1)[:, 0]
+                mask = mask if not mask.is_floating_point() else mask == 0
+            self.tokens += int((mask != 0).sum()) if mask is not None else inputs["input_ids"].numel()
             return step(trainer, model, inputs, *args, **kwargs)
 
         transformers.Trainer.train, transformers.Trainer.training_step = timed, counted
@@ -158,8 +168,10 @@ def llamafactory(work: Path, settings: dict[str, Any], **options: Any) -> None:
         sys.modules["torchaudio"] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("torchaudio", None))
     from llamafactory.train.tuner import run_exp
 
+    out = work / "out" / "llamafactory"
+    shutil.rmtree(out, ignore_errors=True)
     run_exp({
-        **arguments(work / "out"), "stage": "sft", "do_train": True, "finetuning_type": "lora", "model_name_or_path": settings["model"], "template": "chatml", "dataset": "chats",
+        **arguments(out), "stage": "sft", "do_train": True, "finetuning_type": "lora", "model_name_or_path": settings["model"], "template": "chatml", "dataset": "chats",
         "dataset_dir": str(work), "cutoff_len": settings["max_length"], "lora_rank": RANK, "lora_alpha": ALPHA, "lora_target": ",".join(LAYERS), "overwrite_cache": True, **options,
     })  # fmt: skip
 
@@ -190,6 +202,7 @@ TOOLS: dict[str, tuple[str, Callable[[Path, dict[str, Any]], int | None]]] = {
     "TRL, packed": ("trl", lambda w, s: trl(w, s, packing=True, per_device_train_batch_size=2)),
     "TRL, padding-free": ("trl", lambda w, s: trl(w, s, padding_free=True, max_length=None)),
     "LLaMA-Factory": ("llamafactory", llamafactory),
+    "LLaMA-Factory, packed": ("llamafactory", lambda w, s: llamafactory(w, s, packing=True, neat_packing=True, per_device_train_batch_size=2)),
     "ms-swift": ("ms-swift", swift),
 }
 

@@ -178,7 +178,7 @@ def _encoded(
 class Digested(Protocol):
     """Examples that can be told apart: a hash and a source of each."""
 
-    def digests(self) -> list[bytes]: ...
+    def digests(self) -> Iterator[bytes]: ...
 
     def names(self, indices: Sequence[int]) -> list[str]: ...
 
@@ -191,8 +191,9 @@ def keep_apart(train: Digested, held_out: Digested | None, mode: Literal["refuse
     """
     if held_out is None:
         return
-    known, measured = set(train.digests()), held_out.digests()
-    both = [i for i, digest in enumerate(measured) if digest in known]
+    measured = list(held_out.digests())
+    learned = set(measured).intersection(train.digests())  # the larger set is not held in memory
+    both = [i for i, digest in enumerate(measured) if digest in learned]
     if not both:
         return
     what = f"{len(both):,} of {len(measured):,} held-out examples are in the training data as well, token for token (first: {held_out.names(both[:1])[0]})"

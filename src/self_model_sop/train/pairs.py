@@ -61,9 +61,9 @@ class PairSet:
         datasets.disable_caching()  # what a trainer derives from the pairs is not written beside them: other runs share that folder
         return datasets.Dataset.from_file(str(self.folder / _FILE))
 
-    def digests(self) -> list[bytes]:
+    def digests(self) -> Iterator[bytes]:
         """A hash of the tokens of each pair."""
-        return [_key(*(row[name] for name in COLUMNS)) for row in self.dataset]
+        return (_key(*(row[name] for name in COLUMNS)) for row in self.dataset)
 
     def names(self, indices: Sequence[int]) -> list[str]:
         """Where pairs came from; read from disk, since it is asked for in errors only."""

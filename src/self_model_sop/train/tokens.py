@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +72,7 @@ class TokenSet:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each example, `[examples]`."""
         return np.diff(self.offsets)
@@ -81,9 +83,9 @@ class TokenSet:
         part = slice(first + start, last if stop is None else first + stop)
         return Segment(self.ids[part], self.weights[part])
 
-    def digests(self) -> list[bytes]:
+    def digests(self) -> Iterator[bytes]:
         """A hash of the tokens of each example."""
-        return [blake2b(self.ids[first:last].tobytes(), digest_size=16).digest() for first, last in itertools.pairwise(self.offsets.tolist())]
+        return (blake2b(self.ids[first:last].tobytes(), digest_size=16).digest() for first, last in itertools.pairwise(self.offsets))
 
     def names(self, indices: Iterable[int]) -> list[str]:
         """Where examples came from; read from disk, since it is asked for in errors only."""
@@ -95,7 +97,7 @@ def write(folder: Path, examples: Iterable[Encoded], meta: dict[str, Any]) -> To
     """Write examples below `folder` and open them. `meta` is filled in while `examples` runs and written last."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    offsets, groups, names = [0], [], dict[str, int]()
+    offsets, groups, names = array("q", [0]), array("i"), dict[str, int]()
     weighted = False
     with (folder / "ids.bin").open("wb") as ids, (folder / "weights.bin").open("wb") as weights, (folder / "sources.txt").open("w", encoding="utf-8") as sources:
         for item in examples:
