@@ -44,6 +44,18 @@ def extend_wordpiece(base_folder: Path, words: list[str], out: Path) -> Path:
     return out
 
 
+def grown(base_folder: Path, words: list[str], out: Path) -> Path:
+    """A causal model with byte-level BPE, extended by `words` and grown to them: rows that start from their pieces; returns `out`."""
+    from self_model_sop.tokenizer import resize
+    from self_model_sop.tokenizer.settings import ResizeConfig, TokenizerConfig
+
+    extended = extend_bpe(base_folder, words, out.parent / f"{out.name}-extended")
+    config = TokenizerConfig(
+        base_tokenizer=str(base_folder), extended_tokenizer=extended, extended_model=out, work_dir=out.parent / f"{out.name}-work", resize=ResizeConfig(init="mean_of_pieces")
+    )
+    return resize.run(config).path
+
+
 def _write(base_folder: Path, data: dict[str, Any], out: Path, record: dict[str, Any]) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for path in base_folder.iterdir():

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from self_model_sop.artifact import sha256_file
+from tiny_extensions import grown
 from tiny_models import tiny_qwen
-from tiny_runs import Process, chats, expanded, pretrain_settings, sft_settings, steps_logged, texts, work_folder
+from tiny_runs import Process, chats, expanded, pretrain_settings, rows, sft_settings, steps_logged, texts, work_folder
+from tiny_tokenizers import WORDS, chinese
 
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 
@@ -33,7 +35,20 @@ def _pretrain(root: Path, out: Path) -> dict[str, Any]:
     return pretrain_settings(root / "model", root / "texts.jsonl", out, phases=phases, training_args__save_steps=3)
 
 
-RUNS = {"train sft": _sft, "train sft (full)": _full, "train pretrain": _pretrain}
+def _distill(root: Path, out: Path) -> dict[str, Any]:
+    phases = [{"name": "rows", "train": "new_rows", "objective": "distill", "max_steps": 12}, {"name": "full", "max_steps": 8}]
+    return _pretrain(root, out) | {"model_name_or_path": root / "grown", "data__train_file": root / "words.jsonl", "phases": phases}
+
+
+RUNS = {"train sft": _sft, "train sft (full)": _full, "train pretrain": _pretrain, "train pretrain (distill)": _distill}
+
+
+def _made(root: Path) -> None:
+    expanded(tiny_qwen(root / "model"))
+    grown(tiny_qwen(root / "base"), WORDS, root / "grown")
+    chats(root / "chats.jsonl", 60)
+    texts(root / "texts.jsonl")
+    rows(root / "words.jsonl", [{"text": text} for text in chinese(60)])
 
 
 def _digests(out: Path) -> dict[str, str]:
@@ -57,11 +72,9 @@ def _killed(name: str, root: Path, points: int, seed: int) -> tuple[int, list[st
     return kills, log.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("name", ["train sft", "train pretrain"])
+@pytest.mark.parametrize("name", ["train sft", "train pretrain", "train pretrain (distill)"])
 def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
-    expanded(tiny_qwen(tmp_path / "model"))
-    chats(tmp_path / "chats.jsonl", 60)
-    texts(tmp_path / "texts.jsonl")
+    _made(tmp_path)
     whole = tmp_path / "whole"
     assert Process(name.split(" (")[0], RUNS[name](tmp_path, whole), tmp_path / "whole.log").wait() == 0, (tmp_path / "whole.log").read_text()[-2000:]
     kills, log = _killed(name, tmp_path, 3, seed=len(name))
@@ -73,16 +86,14 @@ def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(name: s
 
 def _curve(out: Path) -> list[tuple[Any, ...]]:
     lines = (json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [(x["phase"], x["step"], x["loss"], x["tokens"]) for x in lines]
+    return [(x["phase"], x["step"], x["loss"], x.get("distance"), x["tokens"]) for x in lines]
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("name", list(RUNS))
 def test_every_point(name: str, seed: int, tmp_path: Path) -> None:
-    expanded(tiny_qwen(tmp_path / "model"))
-    chats(tmp_path / "chats.jsonl", 60)
-    texts(tmp_path / "texts.jsonl")
+    _made(tmp_path)
     assert Process(name.split(" (")[0], RUNS[name](tmp_path, tmp_path / "whole"), tmp_path / "whole.log").wait() == 0
     _killed(name, tmp_path, 4, seed)
     assert _digests(tmp_path / "killed") == _digests(tmp_path / "whole")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from self_model_sop.train import pretrain, sft
+from tiny_extensions import grown
 from tiny_models import tiny_qwen
-from tiny_runs import chats, expanded, losses, pretrain_settings, run, sft_settings, texts, torchrun
+from tiny_runs import chats, losses, pretrain_settings, rows, run, sft_settings, torchrun
+from tiny_tokenizers import WORDS, chinese
 
 pytestmark = pytest.mark.slow
 
@@ -37,11 +39,14 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
 
 
 def test_two_processes_pretrain_in_phases(tmp_path: Path) -> None:
-    model, train = expanded(tiny_qwen(tmp_path / "model")), texts(tmp_path / "texts.jsonl", 40)
-    phases = [{"name": "rows", "train": "new_rows", "max_steps": 2}, {"name": "full", "max_steps": 2}]
+    model, train = grown(tiny_qwen(tmp_path / "base"), WORDS, tmp_path / "model"), rows(tmp_path / "texts.jsonl", [{"text": text} for text in chinese(60)])
+    short = {"train": "new_rows", "max_steps": 2}
+    phases = [{"name": "distill", "objective": "distill", **short}, {"name": "rows", **short}, {"name": "full", "max_steps": 2}]
     alone = run(pretrain.STAGE, pretrain_settings(model, train, tmp_path / "alone", phases=phases, training_args__per_device_train_batch_size=4))
     values = pretrain_settings(model, train, tmp_path / "both", training_args__per_device_train_batch_size=2)
     values["phases"] = phases
     done = torchrun(tmp_path, "train pretrain", values)
     assert done.returncode == 0, done.stderr[-3000:]
     assert max(abs(a - b) for a, b in zip(losses(tmp_path / "both"), losses(alone.path), strict=True)) <= 1e-5
+    away = [[json.loads(line)["distance"] for line in (folder / "metrics.jsonl").read_text().splitlines()[:2]] for folder in (tmp_path / "both", alone.path)]
+    assert away[0] == pytest.approx(away[1], abs=1e-5) and min(away[0]) > 0.01

@@ -51,6 +51,21 @@ def pieces_of(base: Any, extended: Any, ids: Iterable[int], plan: Mapping[int, M
     return out
 
 
+def before_expansion(extended: Any, new: range) -> Any:
+    """The base of an extended tokenizer: without the ids `new`, and without the merges that lead to or through them."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    data = json.loads(extended.backend_tokenizer.to_str())
+    model = data["model"]
+    vocabulary = model["vocab"]
+    model["vocab"] = {t: i for t, i in vocabulary.items() if i not in new} if isinstance(vocabulary, dict) else [row for i, row in enumerate(vocabulary) if i not in new]
+    if "merges" in model:
+        model["merges"] = [(left, right) for left, right in model["merges"] if {left, right, left + right} <= model["vocab"].keys()]
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] not in new]
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(data)))
+
+
 # --- mixing rows --------------------------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from .. import errors
 from ..console import note
 from ..errors import Interrupted, SopError
-from . import checkpoint, finish, machine, ranks
+from . import checkpoint, distill, finish, machine, ranks
 from .adapters import give_bias
 from .precision import Precision
 from .record import Record
@@ -46,6 +46,7 @@ class Phase:
         model: a transformers or peft model; what has `requires_grad` is trained.
         dataset: items of packing.Item; `sequential` ones are read in order.
         collator: items -> tensors.
+        next_token_weight: of the next-token loss, where the collator is one of distillation.
         arguments: keys of TrainingArguments.
         learning_rates: substring of a parameter's name -> its own learning rate.
         evaluate: dataset whose loss per supervised token is measured where `eval_strategy` says.
@@ -62,6 +63,7 @@ class Phase:
     precision: Precision
     seed: int
     sequential: bool = False
+    next_token_weight: float = 1.0
     learning_rates: Mapping[str, float] | None = None
     evaluate: Any = None
     name_of: Callable[[Sequence[int]], list[str]] = lambda indices: [str(i) for i in indices]
@@ -237,6 +239,7 @@ def _trainer_class() -> Any:
 
         def __init__(self, phase: Phase, args: Any, record: Record, root: Path) -> None:
             self.phase, self.record, self.root = phase, record, root
+            self.parts, self.since = None, 0  # distance and next-token loss, summed since a step
             callbacks = [transformers.EarlyStoppingCallback(phase.patience)] if phase.patience else None
             super().__init__(model=phase.model, args=args, data_collator=phase.collator, train_dataset=phase.dataset, eval_dataset=phase.evaluate, callbacks=callbacks)
             self.watch()
@@ -247,6 +250,8 @@ def _trainer_class() -> Any:
             return super()._get_train_sampler(*args)
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            if isinstance(self.phase.collator, distill.DistillCollator):
+                return self._distilled(model, inputs, num_items_in_batch)
             if isinstance(self.phase.collator, MaskedCollator):  # masked models ignore num_items_in_batch: with accumulation their own loss would count several times
                 inputs |= {"weights": (inputs["labels"] != -100).float(), "shift_labels": inputs["labels"]}
             if "weights" not in inputs:
@@ -257,6 +262,26 @@ def _trainer_class() -> Any:
             loss = weighted_loss(outputs.logits, labels, weights, shifted, num_items_in_batch)
             loss = loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
             return (loss, outputs) if return_outputs else loss
+
+        def _distilled(self, model: Any, inputs: dict[str, Any], items: Any) -> Any:
+            """The distance from the teacher for each learned token of the whole step, and the next-token loss by its weight."""
+            body = distill.body_of(self.model)
+            teacher, compared = distill.targets(body, inputs, self.accelerator.autocast)
+            learned = (inputs["labels"] != -100).sum().clamp(min=1) if items is None else items
+            with distill.watched(body) as seen:
+                next_token = super().compute_loss(model, inputs, num_items_in_batch=items)
+            scale = self.accelerator.num_processes if items is not None and self.args.average_tokens_across_devices else 1
+            away = distill.distance(seen[0], teacher, compared) / learned * scale
+            if self.parts is None:
+                self.parts, self.since = torch.zeros(2, device=away.device), self.state.global_step
+            self.parts += torch.stack([away.detach(), next_token.detach()])
+            return away + self.phase.next_token_weight * next_token
+
+        def log(self, logs: dict[str, float], *args: Any) -> None:
+            if self.parts is not None and "loss" in logs:  # the loss in the record is that of next tokens in every phase
+                parts = self.accelerator.reduce(self.parts, "mean") / max(self.state.global_step - self.since, 1)
+                logs["distance"], logs["loss"], self.parts = float(parts[0]), float(parts[1]), None
+            super().log(logs, *args)
 
         def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
             data = self.eval_dataset if eval_dataset is None else eval_dataset

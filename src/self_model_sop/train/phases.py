@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..console import note, warn
 from ..errors import SopError
-from . import adapters, checkpoint, ranks
+from . import adapters, checkpoint, distill, ranks
 from .loop import Phase, train
 from .packing import Ordered
 from .record import Record
@@ -45,7 +45,8 @@ def run_phases(config: PretrainConfig, prepared: Prepared, work: Path, record: R
             _load_trained(wrapped, kept)
         else:
             phase = Phase(
-                name=settings.name, model=wrapped, dataset=Ordered(prepared.dataset, config.seed, seen, items), collator=prepared.collator,
+                name=settings.name, model=wrapped, dataset=Ordered(prepared.dataset, config.seed, seen, items),
+                collator=distill.collator_for(prepared) if settings.objective == "distill" else prepared.collator, next_token_weight=settings.next_token_weight,
                 arguments={**arguments, "num_train_epochs": 1}, precision=prepared.precision, seed=config.seed + number, sequential=True,
                 learning_rates=dict.fromkeys(adapters.embedding_names(prepared.model), settings.embedding_learning_rate) if settings.embedding_learning_rate is not None else None,
                 name_of=prepared.tokens.names, reports=prepared.reports, deepspeed=config.deepspeed, fsdp=config.fsdp,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from ..console import human_seconds
 from . import machine
-from .adapters import PeftSettings, new_rows
+from .adapters import EXPANSION, PeftSettings, new_rows
 from .preflight import read_json, weight_shapes
 from .settings import TrainConfig, paths
 
@@ -96,7 +97,7 @@ def trainable(shape: Shape, train: str, peft: PeftSettings | None, rows: int, fo
 @dataclass(frozen=True)
 class Rows:
     """How training rows look: `length` tokens at most; `packed`: several texts in one, told apart by a mask; `one`: the whole batch in one row; `share`: part of the tokens
-    that is learned; `eager` attention; `each`: rows of one example (a pair has two); `steps`, where they are known."""
+    that is learned; `eager` attention; `each`: rows of one example (a pair has two); `steps`, where they are known; `compared`: with the states of a teacher."""
 
     length: int
     packed: bool = False
@@ -105,6 +106,7 @@ class Rows:
     eager: bool = False
     each: int = 1
     steps: int | None = None
+    compared: bool = False
 
 
 def memory(shape: Shape, learned: int, arguments: Mapping[str, Any], rows: Rows, *, peft: PeftSettings | None, half: bool) -> Memory:
@@ -124,7 +126,7 @@ def memory(shape: Shape, learned: int, arguments: Mapping[str, Any], rows: Rows,
     each = _kept(shape, rows, tokens if rows.one else rows.length, peft, frozen=learned < shape.parameters / 2)
     checkpointed = arguments.get("gradient_checkpointing") or arguments.get("activation_checkpointing")
     floats = shape.layers * shape.hidden + each if checkpointed else shape.layers * each
-    activations = int(tokens * (floats + 3 * shape.hidden) * 4 * (_CAST if half else 1))
+    activations = int(tokens * (floats + (6 if rows.compared else 3) * shape.hidden) * 4 * (_CAST if half else 1))
     logits = int(tokens * rows.share * shape.vocabulary * 4 * 3)  # themselves, their logarithm, and its gradient
     copies = shape.parameters * 2 if half else 0  # autocast keeps a cast copy of each weight during a pass
     stored = shape.parameters * (1 if peft and peft.qlora else 4)
@@ -145,8 +147,8 @@ def _kept(shape: Shape, rows: Rows, width: int, peft: PeftSettings | None, *, fr
     return (6 if wide else 5) * shape.hidden + (4 if wide else 3) * shape.intermediate + attention
 
 
-def lines(config: TrainConfig, phases: Sequence[Phase], files: Sequence[Path], *, peft: PeftSettings | None, layout: Rows) -> list[str]:
-    """The plan in words."""
+def lines(config: TrainConfig, phases: Sequence[Phase], files: Sequence[Path], *, peft: PeftSettings | None, layout: Rows, distilled: Sequence[str] = ()) -> list[str]:
+    """The plan in words; phases named in `distilled` have a teacher, which reads every token in its base pieces, forward only and without the output layer."""
     shape = shape_of(config.model_name_or_path)
     if shape is None:
         return [f"model: {config.model_name_or_path} is not here yet (or of an unknown shape): no estimate of memory and time"]
@@ -155,8 +157,10 @@ def lines(config: TrainConfig, phases: Sequence[Phase], files: Sequence[Path], *
     out = [f"model: {shape.parameters:,} weights" + (f", {rows:,} new vocabulary rows" if rows else "")]
     out.append(f"data: {_size(files)}, about {tokens:,} tokens, sequences of at most {length:,}")
     speed = None if machine.gpus() else machine.training_flops(half=half)
-    largest, fitting = 0, ""
+    largest, fitting, longer = 0, "", _longer(config.tokenizer_source, config.model_name_or_path) if distilled else None
     for name, train, arguments in phases:
+        taught = name in distilled
+        layout = dataclasses.replace(layout, compared=taught)
         learned, each = trainable(shape, train, peft, rows, config.model_name_or_path), _tokens_per_step(arguments, length) * layout.each
         steps = layout.steps or _steps(arguments, tokens, length)
         parts = memory(shape, learned, arguments, layout, peft=peft, half=half)
@@ -164,11 +168,21 @@ def lines(config: TrainConfig, phases: Sequence[Phase], files: Sequence[Path], *
             largest = parts.total
             fitting = _nearest(shape, learned, arguments, layout, peft=peft, half=half)
         work = min(steps * each, round(float(arguments.get("num_train_epochs", 3)) * tokens) if int(arguments.get("max_steps", -1)) < 1 else steps * each)
-        seconds = work * shape.parameters * (4 if learned < shape.parameters / 2 else 6)
+        seconds = work * shape.parameters * (4 if learned < shape.parameters / 2 else 6) + taught * work * (longer or 1) * 2 * (shape.parameters - shape.embedding)
         time_here = f", about {human_seconds(seconds / speed)} on this machine when it is idle" if speed else ""
         out.append(f"{name}: trains {learned:,} weights ({learned / shape.parameters:.2%}), {steps:,} steps of at most {each:,} tokens{time_here}")
+        if taught:
+            counted = " (in the time above)" if speed else ""
+            out.append(f"  its teacher reads {f'about {longer:.1f}' if longer else 'at least 1'} base tokens for each of them, forward only{counted}")
         out.append("  memory: " + ", ".join(f"{key} {value / GIB:.2f}" for key, value in vars(parts).items()) + f" = {parts.total / GIB:.1f} GiB")
     return [*out, *_against_machine(config, largest, fitting)]
+
+
+def _longer(*folders: str | Path) -> float | None:
+    """Base tokens for one of the extended tokenizer, as its expansion measured on held-out text; None where it left no curve."""
+    records = (read_json(folder, EXPANSION) for folder in folders)
+    reduction = next((record["curve"][-1]["reduction"] for record in records if record and record.get("curve")), None)
+    return None if reduction is None else 1 / (1 - reduction)
 
 
 def disk(config: TrainConfig) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..errors import SopError
 from . import families
+from .adapters import EXPANSION, new_rows
 from .ranks import world
 
 if TYPE_CHECKING:
@@ -64,12 +65,40 @@ def pretrain(config: PretrainConfig) -> list[Finding]:
     for i, phase in enumerate(config.phases):
         if phase.max_steps is None and phase.num_train_epochs is None and not config.training_args.keys() & {"max_steps", "num_train_epochs"}:
             found.append(("phases", f"phase {i + 1} ({phase.name}) has neither max_steps nor num_train_epochs", "set one of them"))
+    found += distill(config)
     names = [phase.name for phase in config.phases]
     if len(set(names)) < len(names):
         found.append(("phases", "two phases have the same name", "give each its own"))
     if config.data.replay_share and not config.data.replay_file:
         found.append(("data.replay_share", "there is no data.replay_file to take it from", ""))
     return found
+
+
+def distill(config: PretrainConfig) -> list[Finding]:
+    """What keeps phases from distilling; of a model that is not here yet nothing is said."""
+    wanted = [(f"phases.{i}.objective", phase) for i, phase in enumerate(config.phases) if phase.objective == "distill"]
+    found = [(key, f"distill trains new rows alone, not {phase.train}", "write train: new_rows, or objective: next_token") for key, phase in wanted if phase.train != "new_rows"]
+    model = read_json(config.model_name_or_path, "config.json")
+    names = [str(name) for name in (model or {}).get("architectures") or []]
+    for key, _ in wanted:
+        if config.objective == "mlm" or any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in names):
+            found.append((key, f"distill is for causal models, not {', '.join(names) or 'objective: mlm'}", "write objective: next_token"))
+        elif model and not new_rows(config.tokenizer_source, config.model_name_or_path):
+            what = f"distill needs an expanded vocabulary, and there is no {EXPANSION} beside the tokenizer"
+            found.append((key, what, "expand it first: sop tokenizer extend, sop tokenizer resize"))
+        if config.sharded:
+            found.append((key, "distill runs the model twice in a step, which sharded weights do not allow", "leave `deepspeed` and `fsdp` out (it is a short phase)"))
+    return found
+
+
+def insist(found: Sequence[Finding]) -> None:
+    """Stop at the first finding.
+
+    Raises:
+        SopError: where there is one.
+    """
+    for key, what, fix in found:
+        raise SopError(what, where=key, fix=fix)
 
 
 def shared(config: TrainConfig, eval_file: Path | None) -> list[Finding]:

@@ -45,12 +45,18 @@ class PhaseSettings:
 
     name: str = option(help="a name for logs and checkpoints")
     train: Literal["new_rows", "embeddings", "all"] = option("all", "new_rows: only what the expansion appended; embeddings: input and output; all: every weight")
+    objective: Literal["next_token", "distill"] = option("next_token", "distill: new rows learn to give the hidden states that their tokens' old pieces give (arXiv 2505.20133)")
+    next_token_weight: float = option(0.1, "weight of the next-token loss beside the distance of the states (objective distill)")
     max_steps: int | None = option(None, "optimiser steps")
     num_train_epochs: float | None = option(None, "passes over the data")
     learning_rate: float | None = option(None, "peak learning rate")
     embedding_learning_rate: float | None = option(None, "learning rate of the embeddings where everything trains")
     warmup_steps: float | None = option(None, "steps of linear warm-up; below 1: a share")
     lr_scheduler_type: str | None = option(None, "schedule")
+
+    def __post_init__(self) -> None:
+        if self.next_token_weight < 0:
+            raise ValueError("phases: next_token_weight is negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,7 @@ def _train(config: PretrainConfig, work: Path) -> dict[str, Any]:
 
     with ranks.main_first():
         config, commit = here(config)
+    preflight.insist(preflight.distill(config))  # of a hub id this is known only now
     prepared = prepare(config, work)
     record = Record(work)
     before = None if config.sharded else finish.remembered(work, "eval_loss_before", prepared.measure)  # one device may not hold the model
@@ -108,8 +115,9 @@ def plan(config: PretrainConfig) -> Sequence[str]:
     from .plan import Rows, lines
 
     phases = [(p.name, p.train, {**config.training_args, **overrides(p)}) for p in config.phases]
+    distilled = [p.name for p in config.phases if p.objective == "distill"]
     layout = Rows(config.data.block_size, packed=True, eager=config.attn_implementation == "eager")
-    return lines(config, phases, [*paths(config.data.train_file), *paths(config.data.replay_file)], peft=None, layout=layout)
+    return lines(config, phases, [*paths(config.data.train_file), *paths(config.data.replay_file)], peft=None, layout=layout, distilled=distilled)
 
 
 STAGE = Stage(

@@ -20,7 +20,8 @@ class Record:
     """Counts tokens and time across phases and resumed runs, and writes one line per logged step.
 
     A line: phase, step, loss (nats per supervised token), learning_rate, grad_norm, tokens (so far), tokens_per_s (since the last line), supervised (share),
-    memory_mib (largest so far), mfu (on GPUs whose peak is known: the share of it that the model's own arithmetic takes), seconds.
+    memory_mib (largest so far), distance (of a phase that distils, from its teacher's states),
+    mfu (on GPUs whose peak is known: the share of it that the model's own arithmetic takes), seconds.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -164,7 +165,8 @@ _CHARTS = {
     "rewards/accuracies": "pairs in which the chosen answer has the larger reward",
     "eval_rewards/accuracies": "the same of held-out pairs", "rewards/margins": "margin of the rewards", "eval_rewards/margins": "margin of held-out pairs",
     "accuracy": "pairs in which the chosen answer has the larger reward", "eval_accuracy": "the same of held-out pairs", "margin": "margin of the rewards",
-    "eval_margin": "margin of held-out pairs", "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "tokens per second",
+    "eval_margin": "margin of held-out pairs", "distance": "squared distance from the teacher's states, as a share of their square",
+    "learning_rate": "learning rate", "grad_norm": "gradient norm", "tokens_per_s": "tokens per second",
     "supervised": "share of learned tokens", "memory_mib": "largest memory so far, MiB", "mfu": "share of the GPUs' peak",
 }  # fmt: skip
 _STYLE = (
