@@ -37,10 +37,14 @@ def counted(aux: Any, lines: Sequence[str]) -> Counter[str]:
 
 
 def usual(base: Base, pieces: Counter[str], n: int) -> Tokenizer:
-    """(a) The usual script: the most frequent auxiliary pieces that `get_vocab()` does not hold, `add_tokens`."""
+    """(a) The usual script: the most frequent auxiliary pieces that `get_vocab()` does not hold, `add_tokens`.
+
+    One kindness: pieces that the base's normaliser strips to nothing are left out. With one of them tokenizers 0.23 panics or takes all memory at the first text.
+    """
     tokenizer = bare(base.data)
-    vocab = tokenizer.get_vocab()
-    tokenizer.add_tokens([piece for piece, _ in pieces.most_common() if piece not in vocab and not piece.startswith("<0x")][:n])
+    vocab, normalizer = tokenizer.get_vocab(), tokenizer.normalizer
+    new = [piece for piece, _ in pieces.most_common() if piece not in vocab and not piece.startswith("<0x")]
+    tokenizer.add_tokens([piece for piece in new if normalizer is None or normalizer.normalize_str(piece)][:n])
     return tokenizer
 
 
