@@ -87,7 +87,7 @@ def distill(config: PretrainConfig) -> list[Finding]:
             what = f"distill needs an expanded vocabulary, and there is no {EXPANSION} beside the tokenizer"
             found.append((key, what, "expand it first: sop tokenizer extend, sop tokenizer resize"))
         if config.sharded:
-            found.append((key, "distill runs the model twice in a step, which sharded weights do not allow", "leave `deepspeed` and `fsdp` out (it is a short phase)"))
+            found.append((key, "distill runs the body of the model by itself, which has not been tried with sharded weights", "leave `deepspeed` and `fsdp` out"))
     return found
 
 
