@@ -46,7 +46,7 @@ class PhaseSettings:
     name: str = option(help="a name for logs and checkpoints")
     train: Literal["new_rows", "embeddings", "all"] = option("all", "new_rows: only what the expansion appended; embeddings: input and output; all: every weight")
     objective: Literal["next_token", "distill"] = option("next_token", "distill: new rows learn to give the hidden states that their tokens' old pieces give (arXiv 2505.20133)")
-    next_token_weight: float = option(0.1, "weight of the next-token loss beside the distance of the states (objective distill)")
+    next_token_weight: float = option(0.03, "weight of the next-token loss beside the distance of the states (objective distill)")
     max_steps: int | None = option(None, "optimiser steps")
     num_train_epochs: float | None = option(None, "passes over the data")
     learning_rate: float | None = option(None, "peak learning rate")
