@@ -19,6 +19,7 @@ import light_stages
 from light_stages import JOIN, WRITE, JoinConfig, WriteConfig
 from self_model_sop import artifact, errors, stages
 from self_model_sop.artifact import Target
+from self_model_sop.data import process
 from self_model_sop.errors import SopError
 from self_model_sop.stage import Run, fingerprint_of, guarded, parse_arguments, stage_main
 
@@ -237,6 +238,14 @@ def test_errors_of_the_system(error: BaseException, code: int, capsys: pytest.Ca
 def test_flags_and_overrides_in_any_order() -> None:
     args, settings = parse_arguments(WRITE, ["word=a", "--lines", "5", "note=b", "--overwrite"])
     assert args.overwrite and [(s.key, s.value) for s in settings] == [("lines", 5), ("word", "a"), ("note", "b")]
+
+
+def test_a_flag_of_several_values_takes_no_override() -> None:
+    argv = ["--input", "a.jsonl", "odd=name.jsonl", "process.min_chars=2", "--subdir", "pretrain", "--input_typo=1"]
+    _, settings = parse_arguments(process.STAGE, argv[:-1])
+    assert {s.key: s.value for s in settings} == {"input": ["a.jsonl", "odd=name.jsonl"], "process.min_chars": 2, "subdir": "pretrain"}
+    _, settings = parse_arguments(process.STAGE, ["--input", "process.min_chars=2"])
+    assert {s.key: s.value for s in settings} == {"input": ["process.min_chars=2"]}, "a file may have such a name"
 
 
 def test_run_from_python_and_from_the_command_line_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -391,14 +391,30 @@ def parse_arguments(stage: Stage[Any] | Verb[Any], argv: list[str]) -> tuple[arg
             parser.add_argument(*names, dest=key, nargs="+", default=None, help=f.metadata["help"])
         else:
             parser.add_argument(*names, dest=key, default=None, help=f.metadata["help"])
-    args = parser.parse_intermixed_args(argv)
+    hints = {".".join(loc): hint for loc, _, hint in fields(stage.config)}
+    overrides, words = _overrides(argv, hints)
+    args = parser.parse_intermixed_args(words)
     if args.config is None:
         args.config = default_config(stage.name)
     elif not args.config.is_file():
         raise SopError("no such config file", where=str(args.config))
-    hints = {".".join(loc): hint for loc, _, hint in fields(stage.config)}
     settings = [_flag_setting(key, value, flags[key], hints[key]) for key, value in vars(args).items() if key in flags and value is not None]
-    return args, [*settings, *map(parse_override, args.overrides)]
+    return args, [*settings, *map(parse_override, [*overrides, *args.overrides])]
+
+
+def _overrides(argv: Sequence[str], keys: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(The words `key=value` that name a key, the other words).
+
+    A flag of several values (`--input A B key=value`) would take them too. What comes right after a flag is its value, whatever it looks like.
+    """
+    known = tuple(keys)
+
+    def named(word: str, before: str) -> bool:
+        key, equals, _ = word.partition("=")
+        return bool(equals) and not word.startswith("-") and not before.startswith("-") and any(f"{key}.".startswith(f"{k}.") or k.startswith(f"{key}.") for k in known)
+
+    found = [named(word, before) for word, before in zip(argv, ["", *argv], strict=False)]
+    return [w for w, yes in zip(argv, found, strict=True) if yes], [w for w, yes in zip(argv, found, strict=True) if not yes]
 
 
 def _flag_setting(key: str, value: Any, flag: str, hint: Any) -> Setting:
