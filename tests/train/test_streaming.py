@@ -61,3 +61,15 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, kind: str) -> None:
     on_disk = tokens * 6 >> 20  # ids of 4 bytes and weights of 2
     assert on_disk > 25, "there is something to hold"
     assert many - few < on_disk / 4, f"{many - few} MiB more for {on_disk} MiB of tokens"
+
+
+def test_long_documents_are_encoded_a_few_at_a_time(tmp_path: Path) -> None:
+    """What the library answers takes some hundred bytes a token until a call is done."""
+    draw = random.Random(0)
+    tiny_qwen(tmp_path / "qwen")
+    files = [rows(tmp_path / f"{n}.jsonl", [{"text": f"{i} " + "".join(_text(draw) for _ in range(30))} for i in range(n)]) for n in (60, 250)]
+    argv = [sys.executable, "-c", _READ, str(tmp_path / "qwen"), str(tmp_path / "store"), "documents", *map(str, files)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (_, few), (_, many) = json.loads(done.stdout.splitlines()[-1])
+    assert many - few < 60, "MiB: 250 documents of 1,200 sentences beside 60"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
+from ..train.encoding import batches
 from .base import Base, bare
 from .script import SCRIPT_RUN
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 PRIVATE = 0x10000  # ids are written as the code points from here on
-_BATCH = 8192  # texts
-_CHARACTERS = 1 << 20
 
 Texts = Iterable[tuple[str, float]]  # (text, weight)
 
@@ -131,18 +130,8 @@ def _encoded(tokenizer: Any, texts: Texts) -> Iterator[tuple[list[Any], list[flo
 
 
 def _batches(texts: Texts) -> Iterator[tuple[list[str], list[float]]]:
-    batch: list[str] = []
-    weights: list[float] = []
-    size = 0
-    for text, weight in texts:
-        batch.append(text)
-        weights.append(weight)
-        size += len(text)
-        if len(batch) >= _BATCH or size > _CHARACTERS:
-            yield batch, weights
-            batch, weights, size = [], [], 0
-    if batch:
-        yield batch, weights
+    for batch in batches(texts, lambda item: item[0]):
+        yield [text for text, _ in batch], [weight for _, weight in batch]
 
 
 def tally(tokenizer: Any, texts: Texts, size: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DATA, SopError
+from ..train.encoding import batches
 
 Weighting = Literal["mean", "last", "first"]
 Init = Literal["random", "library", "mean_of_pieces", "weighted", "count_bias", "calibrated"]
@@ -200,7 +201,7 @@ def count_text(base: Any, extended: Any, ids: range, texts: Iterable[str]) -> Co
     """Count uses in a text: of new ids as the extended tokenizer writes it, of base ids as the base tokenizer writes it."""
     new: Counter[int] = Counter()
     old: Counter[int] = Counter()
-    for batch in _batches(texts, 512):
+    for batch in batches(texts, str):
         for encoded in extended(batch, add_special_tokens=False)["input_ids"]:
             new.update(i for i in encoded if i in ids)
         for encoded in base(batch, add_special_tokens=False)["input_ids"]:
@@ -301,14 +302,3 @@ def _chunks(tokenizer: Any, texts: Iterable[str], length: int) -> Iterator[list[
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         yield from (ids[i : i + length] for i in range(0, len(ids), length))
-
-
-def _batches(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -18,7 +18,7 @@ from ..errors import SopError
 from ..workers import ordered
 from . import cache, machine, tokens
 from .cache import Cache
-from .encoding import special_tokens_as_text
+from .encoding import batches, special_tokens_as_text
 from .settings import Overlong
 from .tokens import Encoded, TokenSet
 
@@ -142,9 +142,22 @@ def documents(
 def _encoded(
     rows: Iterator[records.Record], tokenizer: Any, end: int, text_fields: Sequence[str], meta: dict[str, Any], advance: Any, wrap: bool, max_length: int | None
 ) -> Iterator[Encoded]:
-    batch: list[tuple[str, str, str]] = []
+    def texts() -> Iterator[tuple[str, str, str]]:
+        """(Text, where it came from, its group)."""
+        for record in rows:
+            meta["total"] += 1
+            advance()
+            try:
+                text = to_text(record.row, text_fields) if record.row is not None else None
+            except RowError as error:
+                meta["dropped"][error.reason] += 1
+                continue
+            if text and text.strip():
+                yield text, source_of(record), Path(record.file).name
+            else:
+                meta["dropped"]["empty" if text is not None else record.error or "malformed"] += 1
 
-    def flush() -> Iterator[Encoded]:
+    for batch in batches(texts(), lambda item: item[0]):
         with special_tokens_as_text(tokenizer) as options:  # a `<|im_end|>` that someone wrote in a text is text, never a control token
             encoded = tokenizer([text for text, _, _ in batch], add_special_tokens=not wrap, **options)["input_ids"]
         for ids, (_, source, group) in zip(encoded, batch, strict=True):
@@ -155,24 +168,6 @@ def _encoded(
                     yield Encoded([*head, *ids[at : at + size], *tail], True, source, group)
             else:
                 yield Encoded(ids if ids and ids[-1] == end else [*ids, end], True, source, group)
-        batch.clear()
-
-    for record in rows:
-        meta["total"] += 1
-        advance()
-        try:
-            text = to_text(record.row, text_fields) if record.row is not None else None
-        except RowError as error:
-            meta["dropped"][error.reason] += 1
-            continue
-        if not text or not text.strip():
-            meta["dropped"]["empty" if text is not None else record.error or "malformed"] += 1
-            continue
-        batch.append((text, source_of(record), Path(record.file).name))
-        if len(batch) == 256:
-            yield from flush()
-    if batch:
-        yield from flush()
 
 
 class Digested(Protocol):

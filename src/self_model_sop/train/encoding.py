@@ -11,16 +11,30 @@ import json
 import re
 import secrets
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import SopError
 
 _LETTERS = "".join(chr(0x10600 + i) for i in range(32))  # Linear A: letters that no normaliser changes
 _BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 Span = tuple[int, int]  # [start, end) in characters of the rendered text
+T = TypeVar("T")
+
+
+def batches(items: Iterable[T], text: Callable[[T], str], *, most: int = 8192, characters: int = 1 << 20) -> Iterator[list[T]]:
+    """Items in lists of `most`, or fewer where their texts are long: what the library answers takes some hundred bytes a token until the list is done."""
+    batch, size = list[T](), 0
+    for item in items:
+        batch.append(item)
+        size += len(text(item))
+        if len(batch) >= most or size > characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True)
