@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .. import console
 from ..errors import DATA, SopError
-from ..train.encoding import special_tokens_as_text
+from ..train.encoding import batches, special_tokens_as_text
 from .models import context_length
 
 _LOGITS_PER_CHUNK = 1 << 25  # fp32 logits held at once (128 MiB), whatever the vocabulary
@@ -92,10 +92,8 @@ def start_id(tokenizer: Any) -> int | None:
 
 def encode_plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Ids without anything added; what looks like a special token in a text is text."""
-    if not texts:
-        return []
     with special_tokens_as_text(tokenizer) as options:
-        return list(tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)["input_ids"])
+        return [ids for batch in batches(texts, str) for ids in tokenizer(batch, add_special_tokens=False, verbose=False, **options)["input_ids"]]
 
 
 # --- sequences to nats --------------------------------------------------------------------------------------------------------------------

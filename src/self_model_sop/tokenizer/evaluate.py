@@ -15,6 +15,7 @@ from ..data.formats import RowError, to_text
 from ..data.records import files_of, read
 from ..errors import DATA, SopError
 from ..stage import Artifact, Run, Stage, stage_main
+from ..train.encoding import batches
 from . import baseline, corpus, gates, regression, report, select
 from .base import Base, gather, open_base, resolve, tokenizer_files
 from .earlier import TokenizerStage
@@ -22,7 +23,6 @@ from .extend import EXPANSION
 from .plan import Row, read_plan
 from .settings import EvaluateConfig, Json, TokenizerConfig, local
 
-_BATCH = 256
 _SPEED_BYTES = 2_000_000
 _SPEED_ROUNDS = 5
 _SPEED_TEXTS = 64  # texts in one part
@@ -109,8 +109,7 @@ def count(side: Side, texts: Sequence[tuple[str, str]]) -> tuple[dict[str, Count
     lone = {i for i, token in enumerate(side.tokenizer.convert_ids_to_tokens(range(min(len(side.tokenizer), 1024)))) if token and token.startswith("<0x")}
     out: dict[str, Count] = {}
     used: set[int] = set()
-    for start in range(0, len(texts), _BATCH):
-        part = texts[start : start + _BATCH]
+    for part in batches(texts, lambda item: item[1]):
         for (source, text), encoding in zip(part, side.encode([t for _, t in part]), strict=True):
             ids = encoding.ids
             found = Count(len(text), len(text.encode()), len(ids), ids.count(unknown) if unknown is not None else 0, sum(i in lone for i in ids) if lone else 0)
