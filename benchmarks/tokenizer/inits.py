@@ -59,11 +59,14 @@ def grown(args: argparse.Namespace, init: str) -> Path:
 
 
 def rows_trained(args: argparse.Namespace, model: Path) -> Path:
-    """The model after steps on the new rows alone, with the shipped YAML's values but for those named here."""
+    """The model after steps on the new rows alone, with the shipped YAML's values but for those named here. Learned, too, are beginnings: whole statutes are most of the text."""
     from self_model_sop.config import Setting
 
+    with (args.work / "texts/train.jsonl").open(encoding="utf-8") as f:
+        beginnings = [json.loads(line)["text"][:BEGINNING] for line in f]
+    (args.work / "beginnings.jsonl").write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in beginnings), encoding="utf-8")
     values: dict[str, Any] = {
-        "model_name_or_path": str(model), "data.train_file": str(args.work / "texts/train.jsonl"), "data.block_size": 256, "data.max_tokens": args.steps * 256 * args.batch + 256,
+        "model_name_or_path": str(model), "data.train_file": str(args.work / "beginnings.jsonl"), "data.block_size": 256, "data.max_tokens": args.steps * 256 * args.batch + 256,
         "training_args.output_dir": str(args.work / f"{model.name}-rows"), "training_args.per_device_train_batch_size": args.batch, "training_args.gradient_accumulation_steps": 1,
         "training_args.adam_beta2": 0.98, "training_args.save_steps": 25, "phases": [{"name": "rows", "train": "new_rows", "max_steps": args.steps, "learning_rate": args.rate}],
     }  # fmt: skip
@@ -80,7 +83,7 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=25_000)
     parser.add_argument("--inits", nargs="+", default=INITS)
     parser.add_argument("--steps", type=int, default=100, help="on the new rows, from the first of --inits")
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=4, help="blocks of 256 tokens in a step")
     parser.add_argument("--rate", type=float, default=3e-3)
     args = parser.parse_args()
     if not (args.work / "texts").is_dir():
