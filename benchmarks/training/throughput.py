@@ -172,7 +172,8 @@ def llamafactory(work: Path, settings: dict[str, Any], **options: Any) -> None:
     shutil.rmtree(out, ignore_errors=True)
     run_exp({
         **arguments(out), "stage": "sft", "do_train": True, "finetuning_type": "lora", "model_name_or_path": settings["model"], "template": "chatml", "dataset": "chats",
-        "dataset_dir": str(work), "cutoff_len": settings["max_length"], "lora_rank": RANK, "lora_alpha": ALPHA, "lora_target": ",".join(LAYERS), "overwrite_cache": True, **options,
+        "dataset_dir": str(work), "cutoff_len": settings["max_length"], "lora_rank": RANK, "lora_alpha": ALPHA, "lora_target": ",".join(LAYERS), "overwrite_cache": True,
+        "disable_gradient_checkpointing": True, **options,
     })  # fmt: skip
 
 
