@@ -123,9 +123,11 @@ def ours(work: Path, settings: dict[str, Any], **data: Any) -> int:
     from self_model_sop.config import Setting, load
     from self_model_sop.train.sft import STAGE, SftConfig
 
+    out = work / "out" / "_".join(map(str, data.values()))
+    shutil.rmtree(out, ignore_errors=True)  # else it is up to date, and there is nothing to measure
     given = {
         "model_name_or_path": settings["model"], "data.train_file": str(work / "chats.jsonl"), "data.max_length": settings["max_length"], "precision": "fp32", "seed": SEED,
-        "peft.lora_r": RANK, "peft.lora_alpha": float(ALPHA), "peft.target_modules": LAYERS, "training_args.output_dir": str(work / "out" / "_".join(map(str, data.values()))),
+        "peft.lora_r": RANK, "peft.lora_alpha": float(ALPHA), "peft.target_modules": LAYERS, "training_args.output_dir": str(out),
         **{f"training_args.{k}": v for k, v in arguments(work).items() if k in ("num_train_epochs", "learning_rate", "lr_scheduler_type", "weight_decay", "logging_steps")},
         "training_args.per_device_train_batch_size": BATCH, **{f"data.{k}": v for k, v in data.items()},
     }  # fmt: skip
@@ -133,7 +135,7 @@ def ours(work: Path, settings: dict[str, Any], **data: Any) -> int:
     if batch:
         given["training_args.per_device_train_batch_size"] = batch
     config = load(SftConfig, None, [Setting(k, v, "benchmark", Path.cwd()) for k, v in given.items()]).config
-    return int(STAGE.run(config, overwrite=True).stats["tokens"])
+    return int(STAGE.run(config).stats["tokens"])
 
 
 def plain(work: Path, settings: dict[str, Any]) -> None:
