@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -16,6 +17,9 @@ from hub_server import Files, HubServer, jsonl
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data_process" / "sample_data"
 
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # every worker computes: threads beyond the cores wait for one another, many times longer than they work
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
 
 LONGEST = ("test_agents_md", "test_f20_pipeline_kill", "test_quickstart")
 

@@ -47,7 +47,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_documented_commands_run_in_order(project: Path, hub: HubServer) -> None:
-    environment = {**os.environ, **hub.environment(project / "cache"), "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, **hub.environment(project / "cache"), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     commands = documented_commands()
     assert len(commands) >= 15
     for command in commands:

@@ -76,7 +76,7 @@ def tiny_gguf(path: Path, *, template: str | None = None, control: Sequence[str]
 def serving(model: Path, *settings: str) -> Iterator[str]:
     """`sop infer serve` in a process of its own; yields the address, ends it with SIGTERM and wants exit code 0."""
     command = [sys.executable, "-m", "self_model_sop.cli", "infer", "serve", "--model", str(model), "--port", "0", "--context", "256", *settings]
-    environment: dict[str, Any] = {**os.environ, "SOP_API_KEY": KEY, "OMP_NUM_THREADS": "2"}
+    environment: dict[str, Any] = {**os.environ, "SOP_API_KEY": KEY, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout and process.stderr
     try:

@@ -14,7 +14,7 @@ from typing import Any
 from .. import errors
 from ..console import note
 from ..errors import Interrupted, SopError
-from . import checkpoint, distill, finish, machine, ranks
+from . import checkpoint, finish, machine, ranks
 from .adapters import give_bias
 from .precision import Precision
 from .record import Record
@@ -230,6 +230,7 @@ def _trainer_class() -> Any:
     import torch
     import transformers
 
+    from . import distill
     from .batches import MaskedCollator
 
     class MeasuredTrainer(Watched, transformers.Trainer):  # type: ignore[misc]
