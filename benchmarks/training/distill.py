@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 from self_model_sop.eval.perplexity import bits_per_byte
-from self_model_sop.tokenizer.new_rows import before_expansion, pieces_of
 from self_model_sop.train import distill
 from self_model_sop.train.adapters import attach_rows, new_rows
 from self_model_sop.train.batches import CausalCollator
@@ -52,7 +51,7 @@ def trained(quickstart: Path, out: Path, arm: str, steps: int) -> float:
 
 
 def _collator(tokenizer: Any, new: range) -> distill.DistillCollator:
-    return distill.DistillCollator(CausalCollator(0), dict(zip(new, pieces_of(before_expansion(tokenizer, new), tokenizer, new, {}), strict=True)))
+    return distill.DistillCollator(CausalCollator(0), distill.pieces_for(tokenizer, new))
 
 
 def _item(tokenizer: Any, text: str, most: int = 256) -> Item:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from self_model_sop.config import ConfigError
 from self_model_sop.errors import USAGE, SopError
 from self_model_sop.stage import load_for
-from self_model_sop.tokenizer.new_rows import before_expansion, pieces_of
+from self_model_sop.tokenizer.new_rows import before_expansion
 from self_model_sop.train import distill, preflight
 from self_model_sop.train.adapters import attach_rows, new_rows
 from self_model_sop.train.batches import CausalCollator
@@ -51,8 +51,7 @@ def _new(folder: Path) -> range:
 
 
 def _collator(folder: Path, limit: int | None = None) -> DistillCollator:
-    tokenizer, new = load_tokenizer(folder), _new(folder)
-    return DistillCollator(CausalCollator(0), dict(zip(new, pieces_of(before_expansion(tokenizer, new), tokenizer, new, {}), strict=True)), limit)
+    return DistillCollator(CausalCollator(0), distill.pieces_for(load_tokenizer(folder), _new(folder)), limit)
 
 
 def _item(*documents: list[int]) -> Item:

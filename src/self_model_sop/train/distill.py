@@ -70,6 +70,13 @@ class DistillCollator:
         return np.fromiter(chain.from_iterable(parts), np.int32), np.cumsum([len(part) for part in parts], dtype=np.int32) - 1
 
 
+def pieces_for(tokenizer: Any, new: range) -> dict[int, list[int]]:
+    """For each new id of an extended tokenizer, the base ids of the same text."""
+    from ..tokenizer.new_rows import before_expansion, pieces_of
+
+    return dict(zip(new, pieces_of(before_expansion(tokenizer, new), tokenizer, new, {}), strict=True))
+
+
 def collator_for(prepared: Prepared) -> DistillCollator:
     """The collator of a phase that distils.
 
@@ -78,14 +85,13 @@ def collator_for(prepared: Prepared) -> DistillCollator:
     """
     import torch
 
-    from ..tokenizer.new_rows import before_expansion, pieces_of
     from .ranks import world
 
     if torch.cuda.device_count() > 1 and world() == 1:
         raise SopError("objective distill: one process cannot use several GPUs", fix="start it with torchrun, or set CUDA_VISIBLE_DEVICES=0", code=errors.ENVIRONMENT)
     new, tokenizer = prepared.new_rows, prepared.tokenizer
     assert new is not None
-    pieces = dict(zip(new, pieces_of(before_expansion(tokenizer, new), tokenizer, new, {}), strict=True))
+    pieces = pieces_for(tokenizer, new)
     silent = next((i for i, ids in pieces.items() if not ids), None)
     if silent is not None:
         raise SopError(f"new token {silent} ({tokenizer.convert_ids_to_tokens(silent)!r}) has no base pieces to learn from", where="phases", code=errors.DATA)
