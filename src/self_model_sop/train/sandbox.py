@@ -25,7 +25,7 @@ from . import tracked
 
 TIME_LIMIT = 10.0  # seconds for one rendering; a long dialogue takes milliseconds
 SIZE_LIMIT = 50_000_000  # characters of one value or of the output
-_MEMORY_LIMIT = 2**31  # bytes of address space of the process that tries a template out
+_MEMORY_LIMIT = 2**31  # bytes of address space that the process that tries a template out may add to what it started with
 _HUGE_WIDTH = re.compile(r"\d{7,}")
 
 
@@ -95,12 +95,21 @@ def _try_out(task: str, seconds: float) -> tuple[Mapping[str, str], ...]:
     return tuple(results)
 
 
+def _address_space() -> int:
+    """Bytes of address space of this process, where the system tells; a `sitecustomize` that imports a CUDA build of torch takes 3 GiB."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 def _child() -> None:
     """The other process: reads a task from stdin, limits itself, renders, writes the results to stdout."""
     import resource
 
     task = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT, _MEMORY_LIMIT))
+    limit = _address_space() + _MEMORY_LIMIT
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     cpu = int(task["seconds"]) + 10
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
     results: list[dict[str, Any]] = []
