@@ -116,14 +116,18 @@ def test_calibrated_rows_are_expected_as_often_as_they_occur(folder: Path, tmp_p
     assert all(torch.equal(after[k][: len(base[k])], base[k]) for k in base) and resize.is_tied(load_model(done.path)) == (name == "qwen")
 
 
-def test_calibrated_rows_need_a_causal_model(folder: Path, tmp_path: Path) -> None:
+def test_calibrated_rows_need_a_causal_model_and_this_is_known_before_it_is_loaded(folder: Path, tmp_path: Path) -> None:
+    config = config_of(folder, "bert", tmp_path / "model", init="calibrated")
+    assert resize.STAGE.preflight is not None and [key for key, _, _ in resize.STAGE.preflight(config)] == ["resize.init"]
     with pytest.raises(SopError, match="calibrated is for causal models"):
-        resize.run(config_of(folder, "bert", tmp_path / "model", init="calibrated"))
+        resize.run(config)
 
 
-def test_auto_takes_the_mean_for_tied_and_the_count_bias_for_untied_models(folder: Path, tmp_path: Path) -> None:
+def test_auto_calibrates_tied_causal_models_and_takes_the_count_bias_for_untied_ones(folder: Path, tmp_path: Path) -> None:
     chosen = {name: resize.run(config_of(folder, name, tmp_path / name / "model")).stats["init"] for name in MAKERS}
-    assert chosen == {"qwen": "mean_of_pieces", "llama": "count_bias", "bert": "mean_of_pieces"}
+    assert chosen == {"qwen": "calibrated", "llama": "count_bias", "bert": "mean_of_pieces"}
+    shutil.rmtree((textless := config_of(folder, "qwen", tmp_path / "textless" / "model")).work_dir / "corpus")
+    assert resize.run(textless).stats["init"] == "mean_of_pieces"
 
 
 def test_spare_rows_are_used_and_a_multiple_never_shrinks(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifact import Target, files_below
 from ..errors import DATA, SopError
 from ..stage import Artifact, Run, Stage, stage_main
+from ..train.preflight import kind_said, read_json
 from .earlier import TokenizerStage
 from .settings import Json, TokenizerConfig, local
 
@@ -138,6 +139,8 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     check_same_base(base, extended, str(config.extended_tokenizer))
     expansion = read_expansion(config.extended_tokenizer, base, extended)
     kind = kind_of(config.model_source()) if settings.kind == "auto" else settings.kind
+    for key, what, fix in _calibration_of(settings.init, kind):  # of a hub id this is known only now
+        raise SopError(what, where=key, fix=fix)
     model = load_model(config.model_source(), kind=kind, dtype=settings.dtype)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < _rows_of(base):
@@ -145,11 +148,11 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
         raise SopError(what, where=config.model_source(), fix="base_model and base_tokenizer do not belong together: set both to the same source", code=DATA)
     tied = is_tied(model)
     old = _old_parts(model, rows, expansion.ids)
-    init, values = _values(config, model, base, extended, expansion, tied)
+    init, values = _values(config, kind, model, base, extended, expansion, tied)
     after = rows_needed(rows, expansion.ids.stop, settings.pad_to_multiple_of)
     grow(model, after, values, expansion.ids, old=min(expansion.ids.start, rows))
     if init == "calibrated":
-        grow(model, after, _calibrated(config, kind, model, base, extended, expansion, values), expansion.ids, old=min(expansion.ids.start, rows))
+        grow(model, after, _calibrated(config, model, base, extended, expansion, values), expansion.ids, old=min(expansion.ids.start, rows))
     model.save_pretrained(run.work)
     copy_tokenizer(config.extended_tokenizer, run.work, expansion)
     del model
@@ -163,14 +166,17 @@ def build(run: Run[TokenizerConfig]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _values(config: TokenizerConfig, model: Any, base: Any, extended: Any, expansion: Expansion, tied: bool) -> tuple[Init, NewRows]:
+def _values(config: TokenizerConfig, kind: str, model: Any, base: Any, extended: Any, expansion: Expansion, tied: bool) -> tuple[Init, NewRows]:
     """The method and the values of the new rows; a count bias is fitted on the corpus stage's training text, else on the plan's."""
     from . import new_rows as rows
 
     plan, texts = rows.read_plan(plan_path(config)), training_text(config)
     init = config.resize.init
     if init == "auto":
-        init = "mean_of_pieces" if tied else "count_bias" if texts or plan else "weighted"
+        if tied:
+            init = "calibrated" if kind == "causal" and texts else "mean_of_pieces"
+        else:
+            init = "count_bias" if texts or plan else "weighted"
     tables = rows.Tables.of(model, expansion.ids.start)
     if init == "random" or init == "library":
         return init, rows.plain_rows(tables, len(expansion.ids), init, config.seed)
@@ -183,12 +189,10 @@ def _values(config: TokenizerConfig, model: Any, base: Any, extended: Any, expan
     return init, rows.add_count_bias(values, pieces, counts, config.resize.count_bias, direction)
 
 
-def _calibrated(config: TokenizerConfig, kind: str, model: Any, base: Any, extended: Any, expansion: Expansion, values: NewRows) -> NewRows:
+def _calibrated(config: TokenizerConfig, model: Any, base: Any, extended: Any, expansion: Expansion, values: NewRows) -> NewRows:
     """The rows of a grown model, moved so that it expects each new token as often as the corpus stage's training text has it."""
     from . import new_rows as rows
 
-    if kind != "causal":
-        raise SopError(f"resize.init calibrated is for causal models, this is a {kind} one", fix="choose mean_of_pieces", code=DATA)
     texts = training_text(config)
     uses = rows.count_text(base, extended, expansion.ids, texts).new
     return rows.shifted(values, *rows.calibration(model, extended, texts, expansion.ids, uses))
@@ -270,8 +274,16 @@ def _inputs(config: TokenizerConfig) -> dict[str, Path | None]:
 
 
 def _preflight(config: TokenizerConfig) -> Sequence[tuple[str, str, str]]:
-    multiple = config.resize.pad_to_multiple_of
-    return [("resize.pad_to_multiple_of", f"{multiple} is no number of rows", "for example 64; leave it out for none")] if multiple is not None and multiple < 1 else []
+    multiple, kind = config.resize.pad_to_multiple_of, config.resize.kind
+    said = kind_said(read_json(config.model_source(), "config.json") or {}) if kind == "auto" else kind
+    found = [("resize.pad_to_multiple_of", f"{multiple} is no number of rows", "for example 64; leave it out for none")] if multiple is not None and multiple < 1 else []
+    return [*found, *_calibration_of(config.resize.init, said)]
+
+
+def _calibration_of(init: str, kind: str | None) -> Sequence[tuple[str, str, str]]:
+    """What is wrong with calibrating the rows of a model of this kind (None: not known yet)."""
+    wrong = init == "calibrated" and kind not in ("causal", None)
+    return [("resize.init", f"calibrated is for causal models, this is a {kind} one", "choose mean_of_pieces")] if wrong else []
 
 
 def _summary(done: Artifact) -> list[str]:
@@ -290,7 +302,7 @@ def _earlier(config: TokenizerConfig) -> list[Stage[TokenizerConfig]]:
 
 
 STAGE = TokenizerStage(
-    name="tokenizer.resize", version=1, config=TokenizerConfig, output=lambda config: Target(config.extended_model), inputs=_inputs,
+    name="tokenizer.resize", version=2, config=TokenizerConfig, output=lambda config: Target(config.extended_model), inputs=_inputs,
     uses=("base_tokenizer", "base_model", "resize", "huggingface", "seed"), build=build, preflight=_preflight, summary=_summary, earlier=_earlier,
     plan=lambda config: [f"model {config.model_source()}, tokenizer {config.extended_tokenizer}, new rows by {config.resize.init}"],
     next=lambda config: f"sop train pretrain model_name_or_path={config.extended_model}",

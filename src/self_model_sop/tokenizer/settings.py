@@ -83,7 +83,7 @@ class ResizeConfig:
 
     kind: Literal["auto", "causal", "masked", "seq2seq"] = option("auto", "model class; auto: by its config")
     init: Literal["auto", "random", "library", "mean_of_pieces", "weighted", "count_bias", "calibrated"] = option(
-        "auto", "auto: mean_of_pieces for tied models, count_bias for untied ones; calibrated: causal models, each new token as likely as it is frequent"
+        "auto", "auto: calibrated for tied causal models, mean_of_pieces for other tied ones, count_bias for untied ones; calibrated: each new token as likely as it is frequent"
     )
     count_bias: float = option(0.5, "strength of the count bias of untied output rows")
     pad_to_multiple_of: int | None = option(None, "round the number of rows up")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..errors import DATA, ENVIRONMENT, SopError
 from ..hub import HubConfig, resolve_model
-from .preflight import read_json
+from .preflight import kind_said, read_json
 
 Kind = Literal["causal", "masked", "seq2seq", "score"]
 
@@ -158,10 +158,7 @@ def kind_of(source: str | Path, hub: HubConfig | None = None) -> Kind:
     """
     config = read_config(source, hub)
     names = config.architectures or []
-    if config.is_encoder_decoder:
-        return "seq2seq"
-    if any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in names):
-        return "masked"
-    if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):
-        return "causal"
+    kind = kind_said({"architectures": names, "is_encoder_decoder": config.is_encoder_decoder})
+    if kind:
+        return kind
     raise SopError(f"no language-model head in the architectures {names}", where=str(source), fix="choose a causal, masked or sequence-to-sequence language model")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import errors
 from ..errors import SopError
@@ -79,10 +79,9 @@ def distill(config: PretrainConfig) -> list[Finding]:
     wanted = [(f"phases.{i}.objective", phase) for i, phase in enumerate(config.phases) if phase.objective == "distill"]
     found = [(key, f"distill trains new rows alone, not {phase.train}", "write train: new_rows, or objective: next_token") for key, phase in wanted if phase.train != "new_rows"]
     model = read_json(config.model_name_or_path, "config.json")
-    names = [str(name) for name in (model or {}).get("architectures") or []]
     for key, _ in wanted:
-        if config.objective == "mlm" or any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in names):
-            found.append((key, f"distill is for causal models, not {', '.join(names) or 'objective: mlm'}", "write objective: next_token"))
+        if config.objective == "mlm" or (model and kind_said(model) == "masked"):
+            found.append((key, f"distill is for causal models, not {', '.join((model or {}).get('architectures') or []) or 'objective: mlm'}", "write objective: next_token"))
         elif model and not new_rows(config.tokenizer_source, config.model_name_or_path):
             what = f"distill needs an expanded vocabulary, and there is no {EXPANSION} beside the tokenizer"
             found.append((key, what, "expand it first: sop tokenizer extend, sop tokenizer resize"))
@@ -261,6 +260,16 @@ def highest_id(folder: str | Path) -> int | None:
     vocabulary = tokenizer.get("model", {}).get("vocab", {})
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
     return max([*(i for i in ids if isinstance(i, int)), *(t["id"] for t in tokenizer.get("added_tokens", []))], default=None)
+
+
+def kind_said(config: Mapping[str, Any]) -> Literal["causal", "masked", "seq2seq"] | None:
+    """The kind of model that the contents of a `config.json` name; None where they name no language-model head."""
+    names = [str(name) for name in config.get("architectures") or []]
+    if config.get("is_encoder_decoder"):
+        return "seq2seq"
+    if any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in names):
+        return "masked"
+    return "causal" if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names) else None
 
 
 def read_json(folder: str | Path, name: str) -> dict[str, Any] | None:
