@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from self_model_sop.config import load
+from self_model_sop.config import ConfigError, load
 from self_model_sop.errors import SopError
 from self_model_sop.stage import load_for
 from self_model_sop.train import corpus
@@ -84,6 +84,33 @@ def test_embeddings_have_their_own_learning_rate(root: Path) -> None:
     before, after = load_model(root / "llama"), load_model(done.path)
     assert torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
     assert not torch.equal(before.model.layers[0].mlp.up_proj.weight, after.model.layers[0].mlp.up_proj.weight)
+
+
+def test_the_epsilon_of_new_rows_is_one_by_the_learned_tokens_of_a_step(root: Path) -> None:
+    """A row that no text uses is pushed away at the learning rate by Adam as usual, and next to nothing moves it with the default."""
+    few = rows(root / "few.jsonl", [{"text": "多喝水。" * 12}] * 8)
+    tokenizer = load_tokenizer(root / "qwen_expanded")
+    tokens = corpus.documents([few], Cache(root / "tokens"), tokenizer, end=document_end(tokenizer, "auto"))
+    unused = [i for i in range(500, 540) if i not in tokens.ids]
+    size = int(tokens.lengths[0])  # a document is a block; its first token is not learned
+    before = load_model(root / "qwen_expanded").get_input_embeddings().weight.detach()
+
+    def rows_phase(name: str, **more: Any) -> tuple[list[float], float]:
+        values = _values(root, name, "qwen_expanded", data__train_file=few, data__block_size=size, training_args__per_device_train_batch_size=1, phases=[{**TWO[0], **more}])
+        done = run(STAGE, values)
+        return losses(done.path), float((load_model(done.path).get_input_embeddings().weight.detach() - before)[unused].abs().mean())
+
+    (auto, rested), (given, _), (_, pushed) = rows_phase("eps-auto"), rows_phase("eps-given", new_rows_epsilon=1 / (size - 1)), rows_phase("eps-usual", new_rows_epsilon=1e-8)
+    assert len(unused) > 20 and auto == given
+    assert pushed > 20 * rested > 0
+
+
+def test_an_epsilon_for_an_optimizer_without_one_is_refused(root: Path) -> None:
+    run(STAGE, _values(root, "adafactor", "qwen_expanded", phases=TWO[:1], training_args__optim="adafactor"))
+    with pytest.raises(SopError, match="optim adafactor has no epsilon"):
+        run(STAGE, _values(root, "adafactor-eps", "qwen_expanded", phases=[{**TWO[0], "new_rows_epsilon": 1e-3}], training_args__optim="adafactor"))
+    with pytest.raises(ConfigError, match="new_rows_epsilon must be above 0"):
+        run(STAGE, _values(root, "eps-zero", phases=[{**TWO[0], "new_rows_epsilon": 0}]))
 
 
 def test_a_masked_model_is_trained_on_masked_tokens(root: Path) -> None:

@@ -13,6 +13,15 @@ from ..config import option
 from ..errors import SopError
 
 EXPANSION = "expansion.json"
+NEW_ROWS = "trainable_tokens"  # in the names that peft gives to rows trained by themselves
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a group of parameters has of its own; None: what the run has. `epsilon` auto is resolved by the loop, which knows a step."""
+
+    learning_rate: float | None = None
+    epsilon: float | Literal["auto"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +39,7 @@ class PeftSettings:
     init: Literal["default", "gaussian", "pissa", "olora", "orthogonal"] = option("default", "how the adapter starts; default: no change at step 0")
     new_rows: Literal["auto", "train", "freeze"] = option("auto", "rows of an expanded vocabulary; auto: trained where expansion.json is beside the tokenizer")
     new_rows_learning_rate: float | None = option(None, "none: the run's learning rate")
+    new_rows_epsilon: float | Literal["auto"] = option("auto", "Adam's epsilon for the new rows; auto: 1 / learned tokens of a step in sft, else the run's (docs/training.md)")
     lora_plus_ratio: float | None = option(None, "learning rate of the B matrices, as a multiple of the run's (LoRA+, arXiv 2402.12354; 16 is its authors' choice)")
 
     def __post_init__(self) -> None:
@@ -39,6 +49,8 @@ class PeftSettings:
             raise ValueError("peft.lora_dropout must be in [0, 1)")
         if self.lora_plus_ratio is not None and self.lora_plus_ratio <= 0:
             raise ValueError("peft.lora_plus_ratio must be above 0")
+        if self.new_rows_epsilon != "auto" and self.new_rows_epsilon <= 0:
+            raise ValueError("peft.new_rows_epsilon must be above 0")
         if self.qlora and not self.enabled:
             raise ValueError("peft.qlora needs peft.enabled: true")
 
@@ -60,14 +72,12 @@ def new_rows(*folders: str | Path) -> range | None:
     return None
 
 
-def learning_rates(settings: PeftSettings, arguments: Mapping[str, Any]) -> dict[str, float] | None:
-    """Part of a parameter's name -> its own learning rate, where the settings ask for any."""
-    found = {}
-    if settings.new_rows_learning_rate is not None:
-        found["trainable_tokens"] = settings.new_rows_learning_rate
+def optimizer_groups(settings: PeftSettings, arguments: Mapping[str, Any]) -> dict[str, Group]:
+    """Part of a parameter's name -> what its optimizer group has of its own."""
+    found = {NEW_ROWS: Group(settings.new_rows_learning_rate, settings.new_rows_epsilon)}
     if settings.lora_plus_ratio is not None:
-        found["lora_B"] = settings.lora_plus_ratio * float(arguments.get("learning_rate", 5e-5))
-    return found or None
+        found["lora_B"] = Group(settings.lora_plus_ratio * float(arguments.get("learning_rate", 5e-5)))
+    return found
 
 
 def embedding_names(model: Any) -> list[str]:

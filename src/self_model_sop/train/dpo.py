@@ -9,7 +9,7 @@ from typing import Any
 from ..stage import Artifact, Stage
 from ..tokenizer.settings import local
 from . import alignment, preflight, rlhf
-from .adapters import learning_rates
+from .adapters import optimizer_groups
 from .alignment import Prepared, located, prepare
 from .finish import building, disk
 from .rlhf import RlhfConfig
@@ -38,7 +38,7 @@ def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
         dataset, evaluation = (unpaired(pairs, batch, config.seed) if pairs else None for pairs in (dataset, evaluation))
     phase = Phase(
         name=config.method, model=prepared.model, dataset=dataset, collator=Numbered(config.method, prepared.pad_id), arguments=config.training_args,
-        precision=prepared.precision, seed=config.seed, learning_rates=learning_rates(config.peft, config.training_args), evaluate=evaluation,
+        precision=prepared.precision, seed=config.seed, groups=optimizer_groups(config.peft, config.training_args), evaluate=evaluation,
         name_of=prepared.pairs.names, reports=prepared.reports, deepspeed=config.deepspeed, fsdp=config.fsdp, stop_ids=prepared.renderer.stop_ids,
         kind=kind_of(config, prepared.tokenizer, _adapter(config, prepared), reference),
     )  # fmt: skip

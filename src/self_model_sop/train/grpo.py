@@ -14,7 +14,7 @@ from ..errors import SopError
 from ..stage import Artifact, Run, Stage
 from ..tokenizer.settings import local
 from . import alignment, machine, preflight, reward_lint, reward_settings, rlhf, rollouts
-from .adapters import learning_rates
+from .adapters import optimizer_groups
 from .alignment import located
 from .finish import building, disk
 from .reward_settings import MODEL
@@ -63,7 +63,7 @@ def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
             arguments = rollouts.arguments(config, ranks.world())
             phase = Phase(
                 name=config.algorithm, model=model, dataset=rollouts.dataset(prompts), collator=_as_they_are, arguments=arguments, precision=chosen, seed=config.seed,
-                learning_rates=learning_rates(config.peft, arguments), name_of=prompts.names, reports=trace.start(config.trace, config.trace_project, work),
+                groups=optimizer_groups(config.peft, arguments), name_of=prompts.names, reports=trace.start(config.trace, config.trace_project, work),
                 deepspeed=config.deepspeed, fsdp=config.fsdp, stop_ids=renderer.stop_ids,
                 kind=rollouts.kind_of(config, tokenizer, _adapter(config, model, rows), prompts, parts, vllm=vllm),
             )  # fmt: skip

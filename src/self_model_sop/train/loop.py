@@ -7,7 +7,7 @@ import functools
 import json
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .. import errors
 from ..console import note
 from ..errors import Interrupted, SopError
 from . import checkpoint, finish, machine, ranks
-from .adapters import give_bias
+from .adapters import Group, give_bias
 from .precision import Precision
 from .record import Record
 from .setup import count
@@ -48,7 +48,8 @@ class Phase:
         collator: items -> tensors.
         next_token_weight: of the next-token loss, where the collator is one of distillation.
         arguments: keys of TrainingArguments.
-        learning_rates: substring of a parameter's name -> its own learning rate.
+        groups: substring of a parameter's name -> what its optimizer group has of its own.
+        pull: gradient of a row whose token a step holds once, times the step's tokens, in units of a state's coordinate.
         evaluate: dataset whose loss per supervised token is measured where `eval_strategy` says.
         name_of: example numbers -> where they came from, for error messages.
         stop_ids: go into the generation config where the loop itself saves the result (sharded weights).
@@ -64,7 +65,8 @@ class Phase:
     seed: int
     sequential: bool = False
     next_token_weight: float = 1.0
-    learning_rates: Mapping[str, float] | None = None
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    pull: float = 1.0
     evaluate: Any = None
     name_of: Callable[[Sequence[int]], list[str]] = lambda indices: [str(i) for i in indices]
     reports: Sequence[str] = ()
@@ -175,22 +177,47 @@ class Watched:
         give_bias(self.model)
 
     def create_optimizer(self, *args: Any) -> Any:
-        if self.optimizer is None and self.phase.learning_rates:
+        """The library's own, but where a group that is trained has something of its own."""
+        if self.optimizer is None and self.phase.groups:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)  # type: ignore[attr-defined]
-            self.optimizer = kind(self._groups(self.phase.learning_rates), **options)
+            own = {part: self._own(group, options) for part, group in self.phase.groups.items()}
+            groups = self._groups({part: values for part, values in own.items() if values})
+            if any(group.keys() - {"params", "weight_decay"} for group in groups):
+                self.optimizer = kind(groups, **options)
         return super().create_optimizer(*args)  # type: ignore[misc]
 
-    def _groups(self, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    def _groups(self, own: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
         decayed = set(self.get_decay_parameter_names(self.model))  # type: ignore[attr-defined]
-        groups: dict[tuple[float | None, bool], list[Any]] = {}
+        groups: dict[tuple[str | None, bool], list[Any]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                rate = next((value for part, value in rates.items() if part in name), None)
-                groups.setdefault((rate, name in decayed), []).append(parameter)
+                part = next((part for part in own if part in name), None)
+                groups.setdefault((part, name in decayed), []).append(parameter)
         return [
-            {"params": parameters, "weight_decay": self.args.weight_decay if decay else 0.0, **({"lr": rate} if rate is not None else {})}
-            for (rate, decay), parameters in groups.items()
+            {"params": parameters, "weight_decay": self.args.weight_decay if decay else 0.0, **(own[part] if part else {})}
+            for (part, decay), parameters in groups.items()
         ]
+
+    def _own(self, group: Group, options: Mapping[str, Any]) -> dict[str, float]:
+        """What a group has of its own, in the optimizer's words; an epsilon where the optimizer is one of Adam's kind."""
+        own = {} if group.learning_rate is None else {"lr": group.learning_rate}
+        epsilon = group.epsilon
+        if epsilon == "auto":
+            epsilon = self.phase.pull / self._learned_in_a_step() if self.phase.kind is None and self.phase.pull else None
+        if epsilon is not None and isinstance(options.get("eps"), float):
+            own["eps"] = epsilon
+        elif group.epsilon not in (None, "auto"):
+            fix = "leave the epsilon of new rows out, or choose adamw_torch"
+            raise SopError(f"optim {self.args.optim.value} has no epsilon", where="training_args.optim", fix=fix)
+        return own
+
+    def _learned_in_a_step(self) -> float:
+        """Tokens that an optimiser step learns from, on average over up to 64 items of the data; the same after a resumption."""
+        items = self.phase.dataset
+        spread = range(0, len(items), max(1, len(items) // 64))
+        learned = sum(float(segment.weights.sum(dtype="float64")) for i in spread for segment in items[i].segments) / len(spread)
+        each = int(self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size)
+        return max(1.0, learned * each)
 
     def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
         import torch

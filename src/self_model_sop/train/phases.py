@@ -47,8 +47,9 @@ def run_phases(config: PretrainConfig, prepared: Prepared, work: Path, record: R
             phase = Phase(
                 name=settings.name, model=wrapped, dataset=Ordered(prepared.dataset, config.seed, seen, items),
                 collator=distill.collator_for(prepared) if settings.objective == "distill" else prepared.collator, next_token_weight=settings.next_token_weight,
+                pull=settings.next_token_weight if settings.objective == "distill" else 1 / config.mlm_probability if prepared.objective == "mlm" else 1.0,
                 arguments={**arguments, "num_train_epochs": 1}, precision=prepared.precision, seed=config.seed + number, sequential=True,
-                learning_rates=dict.fromkeys(adapters.embedding_names(prepared.model), settings.embedding_learning_rate) if settings.embedding_learning_rate is not None else None,
+                groups=_groups(prepared.model, settings),
                 name_of=prepared.tokens.names, reports=prepared.reports, deepspeed=config.deepspeed, fsdp=config.fsdp,
             )  # fmt: skip
             outcome = {**train(phase, root, record), "name": settings.name, **trainable}
@@ -71,6 +72,12 @@ def overrides(settings: PhaseSettings) -> dict[str, Any]:
     """The training_args that a phase sets for itself."""
     names = ("max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "lr_scheduler_type")
     return {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+
+
+def _groups(model: Any, settings: PhaseSettings) -> dict[str, adapters.Group]:
+    if settings.train == "new_rows":
+        return {adapters.NEW_ROWS: adapters.Group(epsilon=settings.new_rows_epsilon)}
+    return dict.fromkeys(adapters.embedding_names(model), adapters.Group(settings.embedding_learning_rate))
 
 
 def _items(arguments: dict[str, Any], available: int) -> int:

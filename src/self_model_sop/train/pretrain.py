@@ -53,10 +53,13 @@ class PhaseSettings:
     embedding_learning_rate: float | None = option(None, "learning rate of the embeddings where everything trains")
     warmup_steps: float | None = option(None, "steps of linear warm-up; below 1: a share")
     lr_scheduler_type: str | None = option(None, "schedule")
+    new_rows_epsilon: float | Literal["auto"] = option("auto", "Adam's epsilon where new rows alone are trained; auto: 1 / learned tokens of a step (docs/training.md)")
 
     def __post_init__(self) -> None:
         if self.next_token_weight < 0:
             raise ValueError("phases: next_token_weight is negative")
+        if self.new_rows_epsilon != "auto" and self.new_rows_epsilon <= 0:
+            raise ValueError("phases: new_rows_epsilon must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from ..errors import SopError
 from ..hub import HubConfig
 from ..stage import Artifact, Stage
 from . import alignment, preflight, rlhf
-from .adapters import learning_rates
+from .adapters import optimizer_groups
 from .alignment import Prepared, located, prepare
 from .finish import building, disk
 from .rlhf import RlhfConfig
@@ -40,7 +40,7 @@ def _train(config: RlhfConfig, work: Path) -> dict[str, Any]:
     before: Any = finish.remembered(work, "scores_before", lambda: scores(model, prepared, size)) if measures else None
     phase = Phase(
         name="reward", model=model, dataset=prepared.pairs.dataset, collator=Numbered("reward", prepared.pad_id), arguments=config.training_args, precision=prepared.precision,
-        seed=config.seed, learning_rates=learning_rates(config.peft, config.training_args), evaluate=prepared.held_out.dataset if prepared.held_out else None,
+        seed=config.seed, groups=optimizer_groups(config.peft, config.training_args), evaluate=prepared.held_out.dataset if prepared.held_out else None,
         name_of=prepared.pairs.names, reports=prepared.reports, deepspeed=config.deepspeed, fsdp=config.fsdp,
         kind=kind_of(config, prepared.tokenizer, adapter_config(model, config.peft, prepared.rows, task="SEQ_CLS") if config.peft.enabled else None, None),
     )  # fmt: skip

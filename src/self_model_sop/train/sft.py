@@ -11,7 +11,7 @@ from ..config import option
 from ..console import note
 from ..stage import Artifact, Stage
 from . import preflight
-from .adapters import PeftSettings, learning_rates
+from .adapters import PeftSettings, optimizer_groups
 from .finish import building, disk
 from .settings import RowData, TrainConfig, here, paths, training_inputs
 
@@ -62,7 +62,7 @@ def _train(config: SftConfig, work: Path) -> dict[str, Any]:
     before = None if config.sharded else finish.remembered(work, "eval_loss_before", measure)  # one device may not hold the model
     phase = Phase(
         name="sft", model=prepared.model, dataset=dataset, collator=prepared.collator, arguments=config.training_args, precision=prepared.precision, seed=config.seed,
-        learning_rates=learning_rates(config.peft, config.training_args), evaluate=evaluation,
+        groups=optimizer_groups(config.peft, config.training_args), evaluate=evaluation,
         name_of=tokens.names, reports=prepared.reports, patience=config.early_stopping_patience, deepspeed=config.deepspeed, fsdp=config.fsdp,
         stop_ids=prepared.renderer.stop_ids,
     )  # fmt: skip
