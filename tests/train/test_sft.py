@@ -156,7 +156,7 @@ def test_new_rows_get_their_own_learning_rate(root: Path) -> None:
 
 
 def test_new_rows_that_no_answer_uses_rest_where_they_were(root: Path) -> None:
-    """By default; with Adam's usual epsilon each step pushes every one of them away at the learning rate."""
+    """With the epsilon auto; with Adam's usual one each step pushes every one of them away at the learning rate."""
     few = rows(root / "few.jsonl", [{"instruction": "问", "input": "", "output": "多喝水。"}] * 6)
     tokenizer = load_tokenizer(root / "qwen_expanded")
     unused = torch.tensor([i for i in range(500, 540) if i not in tokenizer("<|im_start|>user\n问<|im_end|>\n<|im_start|>assistant\n多喝水。<|im_end|>\n")["input_ids"]])
@@ -166,7 +166,7 @@ def test_new_rows_that_no_answer_uses_rest_where_they_were(root: Path) -> None:
         done = run(STAGE, {**_values(root, name, "qwen_expanded", training_args__per_device_train_batch_size=1, **more), "data__train_file": few})
         return float((next(t for n, t in load_file(done.path / "adapter_model.safetensors").items() if "token" in n)[unused - 500] - was).abs().mean())
 
-    assert moved("eps-usual", peft__new_rows_epsilon=1e-8) > 20 * moved("eps-auto") > 0
+    assert moved("eps-usual") > 20 * moved("eps-auto", peft__new_rows_epsilon="auto") > 0
 
 
 def test_long_rows_are_cut_or_dropped_and_counted(root: Path) -> None:

@@ -39,7 +39,7 @@ class PeftSettings:
     init: Literal["default", "gaussian", "pissa", "olora", "orthogonal"] = option("default", "how the adapter starts; default: no change at step 0")
     new_rows: Literal["auto", "train", "freeze"] = option("auto", "rows of an expanded vocabulary; auto: trained where expansion.json is beside the tokenizer")
     new_rows_learning_rate: float | None = option(None, "none: the run's learning rate")
-    new_rows_epsilon: float | Literal["auto"] = option("auto", "Adam's epsilon for the new rows; auto: 1 / learned tokens of a step in sft, else the run's (docs/training.md)")
+    new_rows_epsilon: float | Literal["auto"] | None = option(None, "Adam's epsilon for the new rows; auto: 1 / learned tokens of a step (sft); none: the run's (docs/training.md)")
     lora_plus_ratio: float | None = option(None, "learning rate of the B matrices, as a multiple of the run's (LoRA+, arXiv 2402.12354; 16 is its authors' choice)")
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class PeftSettings:
             raise ValueError("peft.lora_dropout must be in [0, 1)")
         if self.lora_plus_ratio is not None and self.lora_plus_ratio <= 0:
             raise ValueError("peft.lora_plus_ratio must be above 0")
-        if self.new_rows_epsilon != "auto" and self.new_rows_epsilon <= 0:
+        if self.new_rows_epsilon not in (None, "auto") and self.new_rows_epsilon <= 0:
             raise ValueError("peft.new_rows_epsilon must be above 0")
         if self.qlora and not self.enabled:
             raise ValueError("peft.qlora needs peft.enabled: true")
