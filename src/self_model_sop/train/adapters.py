@@ -49,7 +49,7 @@ class PeftSettings:
             raise ValueError("peft.lora_dropout must be in [0, 1)")
         if self.lora_plus_ratio is not None and self.lora_plus_ratio <= 0:
             raise ValueError("peft.lora_plus_ratio must be above 0")
-        if self.new_rows_epsilon not in (None, "auto") and self.new_rows_epsilon <= 0:
+        if self.new_rows_epsilon is not None and self.new_rows_epsilon != "auto" and self.new_rows_epsilon <= 0:
             raise ValueError("peft.new_rows_epsilon must be above 0")
         if self.qlora and not self.enabled:
             raise ValueError("peft.qlora needs peft.enabled: true")
